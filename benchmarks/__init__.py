@@ -1,0 +1,1 @@
+"""Measures the figures that README promises, and writes them there."""

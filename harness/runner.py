@@ -1,0 +1,417 @@
+"""Runs a plan: expands it, measures block by block, journals everything, and resumes what was cut short.
+
+The only place that catches a job's error: it is journaled, and the other jobs go on.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import secrets
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from pydantic import JsonValue
+
+from harness import journal as journals
+from harness import operation_table, raw, rundir
+from harness import plan as plans
+from harness.clock import Clock, SystemClock, unix_now_us
+from harness.devices.bench import Bench
+from harness.devices.local import LocalBench, last_core
+from harness.errors import (
+    CorruptRunError,
+    DeviceError,
+    InterruptedRunError,
+    ResumeMismatchError,
+    WorkerDiedError,
+)
+from harness.estimate import Floats, burst_values, interval, levels_with_replicates
+from harness.expand import Expansion, expand
+from harness.files import FileLayer
+from harness.jobs import Job
+from harness.operation_table import operation_fit
+from harness.plan import Plan
+from harness.provenance import DeviceFacts, Manifest
+from harness.rundir import RunWriter
+from op_models.arrange import CacheSizes
+from op_models.artifact import ArtifactCache, default_cache
+from op_models.errors import CacheError
+
+ATTEMPTS = 3
+_MOST_SHARED_BYTES = 64 << 20  # far op models rotate through this much, and hundreds of them are in memory
+_CHECK_EVERY = 2  # rounds between two looks at the intervals
+
+
+class Watcher(Protocol):
+    """Is told how a run goes; the progress display and tests implement it."""
+
+    def begins(self, run: Path, jobs: int, blocks: int) -> None: ...
+
+    def block(self, name: str, jobs: int, rounds_done: int) -> None: ...
+
+    def round(self, name: str, number: int, live: int) -> None: ...
+
+    def job_failed(self, job: Job, reason: str) -> None: ...
+
+
+class Silent:
+    """A watcher that looks away."""
+
+    def begins(self, run: Path, jobs: int, blocks: int) -> None:
+        """Nothing."""
+
+    def block(self, name: str, jobs: int, rounds_done: int) -> None:
+        """Nothing."""
+
+    def round(self, name: str, number: int, live: int) -> None:
+        """Nothing."""
+
+    def job_failed(self, job: Job, reason: str) -> None:
+        """Nothing."""
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What a run came to."""
+
+    path: Path
+    finished: int
+    failed: Mapping[str, str]
+    unliftable: Mapping[str, str]
+    measured_s: float
+    wall_s: float
+
+
+@dataclass(slots=True)
+class Settings:
+    """What surrounds a plan and does not decide its numbers."""
+
+    cache: ArtifactCache | None = None
+    files: FileLayer | None = None
+    clock: Clock = field(default_factory=SystemClock)
+    watcher: Watcher = field(default_factory=Silent)
+    budget_s: float | None = None
+    command: tuple[str, ...] = ()
+    plan_directory: Path | None = None
+    """Where a plan's relative paths start."""
+
+
+def cache_sizes(facts: DeviceFacts) -> CacheSizes:
+    """Cache sizes to arrange op models by; common ones where the device does not tell."""
+    usual = CacheSizes()
+    private = facts.l2_bytes or usual.private_bytes
+    shared = min(facts.l3_bytes or usual.shared_bytes, _MOST_SHARED_BYTES)
+    return CacheSizes(private, max(shared, 4 * private))
+
+
+def bench_of(plan: Plan, feeds: Mapping[str, Path] | None = None) -> Bench:
+    """The bench that a plan names."""
+    core = plan.device.core if plan.device.core is not None else last_core()
+    return LocalBench(
+        core=core,
+        burst_us=plan.measure.burst_us,
+        job_timeout_s=plan.measure.job_timeout_s,
+        seed=plan.measure.seed,
+        feeds=feeds,
+    )
+
+
+def prepare(plan: Plan, settings: Settings, progress: Callable[[str], None] = lambda _: None) -> tuple[Expansion, Bench]:
+    """Expands a plan for the device it names; nothing is measured yet."""
+    cache = settings.cache or default_cache()
+    bench = bench_of(plan)
+    expansion = expand(plan, cache, cache_sizes(bench.facts()), progress=progress)
+    return expansion, bench_of(plan, expansion.feeds)
+
+
+def run(plan: Plan, plan_text: str, path: Path, settings: Settings | None = None) -> Outcome:
+    """Measures everything that a plan asks for into a new run directory.
+
+    Raises PlanError, RunError or StorageError before anything is measured, and :class:`InterruptedRunError` when the
+    user stops it (what is measured is kept).
+    """
+    settings = settings or Settings()
+    expansion, bench = prepare(plan, settings)
+    manifest = Manifest(
+        run_id=f"{time.strftime('%Y%m%d-%H%M%S', time.gmtime())}-{secrets.token_hex(3)}",
+        created_unix_us=unix_now_us(),
+        plan_sha256=rundir.plan_sha256(plan_text),
+        device=bench.facts(),
+        runtime=bench.runtime(),
+        command=settings.command,
+        settings=_settings_facts(plan, bench, expansion) | {"plan_directory": _directory(settings)},
+    )
+    jobs = [job.model_dump(mode="json") for job in expansion.jobs]
+    with rundir.create(path, plan_text=plan_text, manifest=manifest, jobs=jobs, files=settings.files) as writer:
+        return _Run(plan, writer, bench, settings, expansion).measure()
+
+
+def resume(path: Path, settings: Settings | None = None) -> Outcome:
+    """Measures what is missing in a run directory that was cut short; a finished one is left as it is.
+
+    The plan, the jobs and their op models are the run's own: op models come from the cache, and are made again from the
+    plan where the cache lost them. Raises as :func:`run`, and ResumeMismatchError where they cannot be made again.
+    """
+    settings = settings or Settings()
+    with rundir.open_run(path, files=settings.files) as writer:
+        directory = writer.manifest.settings.get("plan_directory")
+        source = Path(str(directory)) if directory else Path.cwd()
+        plan = plans.parse(writer.plan_text, str(path / "plan.toml"), directory=source, check_files=False)
+        jobs = _jobs_of(writer)
+        state = writer.state()
+        unliftable = _texts(writer.manifest.settings.get("unliftable"))
+        if writer.is_closed:
+            failed = {name: event.message for name, event in state.failed.items()}
+            return Outcome(path, len(state.finished), failed, unliftable, 0.0, 0.0)
+        cache = settings.cache or default_cache()
+        if not all(_held(cache, job) for job in jobs):
+            _make_again(plan, jobs, cache, path, settings)
+        feeds = {job.feed_sha256: cache.path(job.feed_sha256) for job in jobs if job.feed_sha256 is not None}
+        writer.append(journals.RunResumed(reason="asked to go on"))
+        expansion = Expansion(jobs=jobs, unliftable=unliftable, feeds=feeds)
+        return _Run(plan, writer, bench_of(plan, feeds), settings, expansion).measure()
+
+
+def _texts(value: object) -> dict[str, str]:
+    return {str(key): str(text) for key, text in value.items()} if isinstance(value, Mapping) else {}
+
+
+def _jobs_of(run: RunWriter) -> list[Job]:
+    try:
+        return [Job.model_validate(dict(job)) for job in run.jobs]
+    except ValueError as error:
+        raise CorruptRunError(path=run.path / "jobs.json", reason=f"its jobs are not jobs ({error})") from error
+
+
+def _held(cache: ArtifactCache, job: Job) -> bool:
+    try:
+        cache.path(job.model_sha256)
+        if job.feed_sha256 is not None:
+            cache.path(job.feed_sha256)
+    except CacheError:
+        return False
+    return True
+
+
+def _make_again(plan: Plan, jobs: list[Job], cache: ArtifactCache, path: Path, settings: Settings) -> None:
+    plans.require_files(plan, str(path / "plan.toml"))
+    expansion, _ = prepare(plan, settings)
+    if expansion.jobs != jobs or not all(_held(cache, job) for job in jobs):
+        expected, found = (_digest([job.model_dump(mode="json") for job in made]) for made in (expansion.jobs, jobs))
+        raise ResumeMismatchError(path=path, what="set of op models", expected=expected, found=found)
+
+
+def _digest(jobs: list[dict[str, Any]]) -> str:
+    return hashlib.sha256(json.dumps(jobs, sort_keys=True).encode()).hexdigest()
+
+
+def _directory(settings: Settings) -> str | None:
+    return None if settings.plan_directory is None else str(settings.plan_directory.resolve())
+
+
+def _settings_facts(plan: Plan, bench: Bench, expansion: Expansion) -> dict[str, JsonValue]:
+    core = bench.core if isinstance(bench, LocalBench) else None
+    sizes = cache_sizes(bench.facts())
+    return {
+        "core": core,
+        "clock": "thread-cpu" if plan.runtime.threads == 1 else "wall",
+        "private_cache_bytes": sizes.private_bytes,
+        "shared_cache_bytes": sizes.shared_bytes,
+        "fed_with_noise": {key: str(reason) for key, reason in sorted(expansion.unfed.items())},
+        "unliftable": {key: str(reason) for key, reason in sorted(expansion.unliftable.items())},
+    }
+
+
+class _Run:
+    def __init__(
+        self, plan: Plan, writer: RunWriter, bench: Bench, settings: Settings, expansion: Expansion
+    ) -> None:
+        self.plan, self.writer, self.bench, self.settings, self.expansion = plan, writer, bench, settings, expansion
+        self.cache = settings.cache or default_cache()
+        self.jobs = expansion.jobs
+        self.measured_ns = 0
+        self.began_us = settings.clock.now_us()
+
+    def measure(self) -> Outcome:
+        """All blocks, then the derived table and the checksums."""
+        blocks: dict[str, list[int]] = {}
+        for place, job in enumerate(self.jobs):
+            blocks.setdefault(job.block, []).append(place)
+        self.settings.watcher.begins(self.writer.path, len(self.jobs), len(blocks))
+        try:
+            for name, places in blocks.items():
+                self._block(name, places, blocks)
+        except KeyboardInterrupt as stop:
+            self.writer.append(journals.RunInterrupted(reason="stopped by the user"))
+            raise InterruptedRunError(path=self.writer.path, reason="stopped by the user") from stop
+        table = operation_table.compute(self.writer)
+        for name, data in operation_table.files(table).items():
+            self.writer.put_derived(name, data)
+        self.writer.finish()
+        state = self.writer.state()
+        return Outcome(
+            path=self.writer.path,
+            finished=len(state.finished),
+            failed={name: event.message for name, event in state.failed.items()},
+            unliftable=self.expansion.unliftable,
+            measured_s=self.measured_ns / 1e9,
+            wall_s=(self.settings.clock.now_us() - self.began_us) / 1e6,
+        )
+
+    def _block(self, name: str, places: list[int], blocks: Mapping[str, list[int]]) -> None:
+        for attempt in range(1, ATTEMPTS + 1):
+            state = self.writer.state()
+            left = [p for p in places if self._open(self.jobs[p].job_id, state)]
+            if not left:
+                return
+            standing = [p for p in places if self.jobs[p].role in ("reference", "empty")]
+            chosen = sorted({*left, *standing})
+            recorder = _Recorder(self, name, chosen, self._deadline_us(name, places, blocks))
+            self.settings.watcher.block(name, len(left), recorder.rounds)
+            self.writer.start_block(name, chosen)
+            try:
+                block = [self.jobs[p] for p in chosen]
+                self.bench.run(block, [self.cache.path(job.model_sha256) for job in block], recorder)
+                recorder.close()
+                return
+            except DeviceError as error:
+                self._give_up(name, error, recorder, last=attempt == ATTEMPTS)
+
+    def _give_up(self, name: str, error: DeviceError, recorder: _Recorder, *, last: bool) -> None:
+        number = self.writer.state().attempts[name]
+        kind, message = type(error).__name__, str(error)
+        self.writer.append(journals.AttemptAbandoned(block=name, attempt=number, error=kind, message=message))
+        if last:
+            for place in recorder.live():
+                recorder.failed(place, error)
+
+    @staticmethod
+    def _open(job_id: str, state: journals.JournalState) -> bool:
+        return job_id not in state.finished and job_id not in state.failed
+
+    def _deadline_us(self, name: str, places: list[int], blocks: Mapping[str, list[int]]) -> int | None:
+        budget_s = self.settings.budget_s if self.settings.budget_s is not None else self.plan.measure.budget_s
+        if budget_s is None:
+            return None
+        now = self.settings.clock.now_us()
+        remaining_us = budget_s * 1e6 - (now - self.began_us)
+        names = list(blocks)
+        waiting = sum(len(blocks[other]) for other in names[names.index(name) :])
+        return now + int(max(0.0, remaining_us) * len(places) / max(1, waiting))
+
+
+class _Recorder:
+    """Keeps rounds on disk and decides which jobs of a block want another one."""
+
+    def __init__(self, run: _Run, block: str, places: Sequence[int], deadline_us: int | None) -> None:
+        self.run, self.block, self.places, self.deadline_us = run, block, list(places), deadline_us
+        self.jobs = [run.jobs[p] for p in places]
+        self.clock = "thread-cpu" if run.plan.runtime.threads == 1 else "wall"
+        state = run.writer.state()
+        self.open = {i for i, job in enumerate(self.jobs) if _Run._open(job.job_id, state)}
+        self.empty = next(i for i, job in enumerate(self.jobs) if job.role == "empty")
+        earlier = [self._values(rows) for _, rows in run.writer.rounds(block)]
+        self.values: list[Floats] = earlier
+        self.rounds = len(earlier)
+        self.checked = 0
+
+    def _values(self, rows: raw.RawRows) -> Floats:
+        return burst_values(rows, "thread-cpu" if self.clock == "thread-cpu" else "wall", len(self.run.jobs))[self.places]
+
+    def live(self) -> list[int]:
+        """Places in the block that want another round: open jobs, and the standing models as long as there are any."""
+        self._settle()
+        wanted = {i for i in self.open if self.jobs[i].role not in ("reference", "empty")}
+        if not wanted:
+            wanted = {i for i in self.open if self._count(i) < self.run.plan.measure.rounds_min}
+            return sorted(wanted)
+        standing = {i for i, job in enumerate(self.jobs) if job.role in ("reference", "empty")}
+        return sorted(wanted | standing)
+
+    def _count(self, index: int) -> int:
+        return sum(1 for values in self.values if not np.isnan(values[index]))
+
+    def _settle(self) -> None:
+        measure = self.run.plan.measure
+        if not self.values or len(self.values) == self.checked:
+            return
+        self.checked = len(self.values)
+        counts = np.sum(~np.isnan(np.stack(self.values)), axis=0)
+        late = self.deadline_us is not None and self.run.settings.clock.now_us() >= self.deadline_us
+        due = {i for i in self.open if counts[i] >= measure.rounds_max}
+        for index in sorted(due):
+            self._finish(index, "rounds", counts)
+        if late:
+            for index in sorted(i for i in self.open if counts[i] >= 3):
+                self._finish(index, "budget", counts)
+        ripe = {i for i in self.open if counts[i] >= measure.rounds_min}
+        if ripe and len(self.values) % _CHECK_EVERY == 0:
+            for index in sorted(self._converged(ripe)):
+                self._finish(index, "converged", counts)
+
+    def _converged(self, ripe: set[int]) -> set[int]:
+        """Jobs whose subject has a narrow enough interval; the op models of one operation converge together."""
+        values = np.stack(self.values)
+        levels, replicates = levels_with_replicates(values)
+        target = self.run.plan.measure.target_half_width_frac
+        subjects: dict[str, list[int]] = {}
+        for index, job in enumerate(self.jobs):
+            if job.role not in ("reference", "empty"):
+                subjects.setdefault(job.subject, []).append(index)
+        done: set[int] = set()
+        for members in subjects.values():
+            if not set(members) <= ripe:
+                continue
+            if self.jobs[members[0]].key is not None:
+                fit = operation_fit([self.jobs[i] for i in members], members, levels, replicates, self.empty)
+                estimate, spread = fit.cost_us, fit.replicates_us
+            else:
+                estimate, spread = float(levels[members[0]]), replicates[:, members[0]]
+            low, high = interval(estimate, spread)
+            if estimate > 0 and (high - low) / 2 <= target * estimate:
+                done.update(members)
+        return done
+
+    def _finish(self, index: int, reason: str, counts: Floats) -> None:
+        self.open.discard(index)
+        self.run.writer.append(
+            journals.JobFinished(job_id=self.jobs[index].job_id, rounds=int(counts[index]), reason=reason)  # type: ignore[arg-type]
+        )
+
+    def round(self, rows: raw.RawRows) -> None:
+        """One round onto disk, then into the running estimate."""
+        kept = rows.copy()
+        kept["job"] = np.asarray(self.places, np.uint32)[rows["job"]]
+        self.run.writer.record_round(self.block, kept)
+        self.run.measured_ns += int(kept["wall_ns"].sum())
+        self.values.append(self._values(kept))
+        self.run.settings.watcher.round(self.block, len(self.values), len(self.open))
+
+    def failed(self, place: int, error: DeviceError) -> None:
+        """Journals a job that cannot run."""
+        job = self.jobs[place]
+        if place not in self.open:
+            return
+        self.open.discard(place)
+        attempt = self.run.writer.state().failures.get(job.job_id, 0) + 1
+        kind, message = type(error).__name__, str(error)
+        self.run.writer.append(journals.JobFailed(job_id=job.job_id, attempt=attempt, error=kind, message=message))
+        self.run.settings.watcher.job_failed(job, message)
+
+    def expected_us(self, expected: Mapping[int, float]) -> None:
+        """The bench's first impression; the display estimates from rounds instead."""
+
+    def close(self) -> None:
+        """Finishes the standing models with the block."""
+        if not self.values:
+            for index in sorted(self.open):
+                self.failed(index, WorkerDiedError(returncode=None, last_lines=["no round was measured"]))
+            return
+        counts = np.sum(~np.isnan(np.stack(self.values)), axis=0)
+        for index in sorted(self.open):
+            self._finish(index, "rounds", counts)

@@ -1,0 +1,81 @@
+"""Checks a run directory: every recorded byte against its hash, every derived number against the raw data.
+
+``python -m harness.verify RUN`` finds a flipped byte, a removed attempt and an edited number.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from harness import operation_table, rundir
+from harness.errors import ExitCode, HarnessError
+from harness.integrity import Finding, check_integrity
+
+
+def verify(path: Path) -> list[Finding]:
+    """Everything that is wrong with a run, and remarks (``is_error`` False). Raises NotARunError for another directory."""
+    findings = list(check_integrity(path))
+    if any(finding.is_error for finding in findings):
+        return findings  # derived numbers would be computed from data that is known to be wrong
+    run = rundir.read_run(path)
+    directory = path / "derived"
+    try:
+        expected = operation_table.files(operation_table.compute(run))
+    except HarnessError as error:
+        return [*findings, Finding("derived", str(directory), str(error), is_error=True)]
+    for name, data in expected.items():
+        file = directory / name
+        if not file.exists():
+            lost = run.is_closed
+            text = "the derived table is missing; it can be computed again from the raw data"
+            findings.append(Finding("derived", f"derived/{name}", text, is_error=lost))
+        elif file.read_bytes() != data:
+            text = "differs from what the raw data give"
+            findings.append(Finding("derived", f"derived/{name}", text, is_error=True))
+    return findings
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the command; returns its exit status."""
+    parser = argparse.ArgumentParser(
+        prog="python -m harness.verify",
+        description="Check that a run directory holds what was measured and that its table follows from it.",
+        epilog="exit status: 0 sound, 1 something is wrong, 2 no run directory.",
+    )
+    parser.add_argument("run", type=Path, nargs="+", metavar="RUN")
+    parser.add_argument("--json", action="store_true", help="print the findings as JSON")
+    chosen = parser.parse_args(arguments)
+    wrong = False
+    listed = []
+    for path in chosen.run:
+        try:
+            findings = verify(path)
+        except HarnessError as error:
+            print(error, file=sys.stderr)
+            return ExitCode.BAD_REQUEST
+        errors = [finding for finding in findings if finding.is_error]
+        wrong = wrong or bool(errors)
+        listed.append(
+            {
+                "run": str(path),
+                "sound": not errors,
+                "findings": [{"path": f.path, "message": f.message, "is_error": f.is_error} for f in findings],
+            }
+        )
+        if not chosen.json:
+            for finding in findings:
+                print(f"{'error' if finding.is_error else 'note'}: {finding.path}: {finding.message}")
+            print(f"{path}: {'sound' if not errors else f'{len(errors)} errors'}")
+    if chosen.json:
+        print(json.dumps(listed, indent=1))
+    elif not wrong:
+        print(f"next: python -m luts.build {chosen.run[0]} -o lut.json", file=sys.stderr)
+    return ExitCode.SOME_JOBS_FAILED if wrong else ExitCode.DONE
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,372 @@
+"""Checks predictions against measured networks beside the baselines: ``python -m luts.validate --lut TABLE``."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from luts import baselines, measured
+from luts.errors import RequestError
+from luts.lookup import CostTable
+from luts.measured import MeasuredNetwork, Measurements
+from luts.metrics import Floats, Score, score
+
+if TYPE_CHECKING:
+    import argparse
+
+    from luts.baselines import Mask
+
+__all__ = ["NetworkResult", "Row", "Validation", "compare", "score", "validate"]
+
+# The scaled table, MACs and the thesis' method each have one constant, fitted on this many networks.
+FIT_NETWORKS = 5
+
+
+@dataclass(frozen=True, slots=True)
+class NetworkResult:
+    """One network, measured and predicted. Those marked ``fit`` gave constants and are not scored."""
+
+    model: str
+    group: str | None
+    measured_us: float
+    predicted_us: float
+    predicted_us_low: float
+    predicted_us_high: float
+    fit: bool
+    sha256: str | None = None
+
+    @property
+    def error_frac(self) -> float:
+        """(predicted - measured) / measured."""
+        return self.predicted_us / self.measured_us - 1
+
+    @property
+    def inside(self) -> bool:
+        """Whether the measurement lies in the prediction interval."""
+        return self.predicted_us_low <= self.measured_us <= self.predicted_us_high
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One predictor's score; ``fitted`` is how many networks its constant was fitted on (0: nothing fitted)."""
+
+    predictor: str
+    fitted: int
+    score: Score
+
+
+@dataclass(frozen=True, slots=True)
+class Validation:
+    """The networks, and every predictor's score on those of them that nothing was fitted on."""
+
+    networks: tuple[NetworkResult, ...]
+    rows: tuple[Row, ...]
+    seed: int
+    notes: tuple[str, ...] = ()
+
+    def as_json(self) -> dict[str, Any]:
+        """Per network, then the summary with the baselines; a value that does not exist is null."""
+        return {
+            "format": "validation",
+            "version": 1,
+            "networks": [
+                {
+                    "model": item.model,
+                    "group": item.group,
+                    "sha256": item.sha256,
+                    "measured_us": round(item.measured_us, 3),
+                    "predicted_us": round(item.predicted_us, 3),
+                    "predicted_us_low": round(item.predicted_us_low, 3),
+                    "predicted_us_high": round(item.predicted_us_high, 3),
+                    "error_frac": round(item.error_frac, 6),
+                    "fit": item.fit,
+                }
+                for item in self.networks
+            ],
+            "summary": _score_json(self.rows[0].score),
+            "predictors": [
+                {"predictor": row.predictor, "fitted_on": row.fitted} | _score_json(row.score) for row in self.rows
+            ],
+            "seed": self.seed,
+            "notes": list(self.notes),
+        }
+
+
+def _score_json(found: Score) -> dict[str, Any]:
+    values = {field.name: getattr(found, field.name) for field in fields(found)}
+    return {
+        name: None if value is None or not math.isfinite(value) else round(value, 6) for name, value in values.items()
+    }
+
+
+def compare(
+    networks: Sequence[NetworkResult],
+    *,
+    macs: Sequence[int] | None = None,
+    paper_counts: np.ndarray[Any, np.dtype[np.float64]] | None = None,
+    paper_mean_us: Sequence[float] | None = None,
+    paper_ours_us: Sequence[float] | None = None,
+    retest_us: Sequence[float] | None = None,
+    calibrated: bool = False,
+    seed: int = 0,
+    notes: Sequence[str] = (),
+) -> Validation:
+    """Score predictions beside the baselines, all on the same networks: those that are not marked ``fit``.
+
+    Constants (one scale, MACs, the thesis' bias) are fitted on the networks marked ``fit``; where there is none, no
+    predictor with a constant appears. ``paper_counts`` has shape (n, m), the two tables (m,). ``retest_us`` are second
+    measurements of the same networks, NaN where a network has none. A ``calibrated`` table gets no second scale.
+    Raises :class:`~luts.errors.RequestError` where nothing is left to score.
+    """
+    truth = np.array([item.measured_us for item in networks])
+    guess = np.array([item.predicted_us for item in networks])
+    fit = np.array([item.fit for item in networks], dtype=bool)
+    rest = ~fit
+    if not rest.any():
+        raise RequestError("every network was used for fitting; none is left to score")
+    k = int(fit.sum())
+    low = np.array([item.predicted_us_low for item in networks])
+    high = np.array([item.predicted_us_high for item in networks])
+    name = "table, calibrated" if calibrated else "table, nothing fitted"
+    rows = [Row(name, 0, score(truth[rest], guess[rest], low[rest], high[rest]))]
+
+    def add(predictor: str, predict: Callable[[Mask], Floats]) -> None:
+        if k:
+            rows.append(Row(predictor, k, score(truth[rest], predict(fit)[rest])))
+
+    if not calibrated:
+        add("table, one scale", lambda mask: baselines.scaled(guess, truth, mask))
+    if paper_counts is not None and paper_ours_us is not None:
+        ours = np.asarray(paper_ours_us)
+        add("thesis, our statistic", lambda mask: baselines.thesis(paper_counts, ours, truth, mask))
+    if paper_counts is not None and paper_mean_us is not None:
+        mean = np.asarray(paper_mean_us)
+        add("thesis, as published", lambda mask: baselines.thesis(paper_counts, mean, truth, mask))
+    if macs is not None and min(macs, default=0) > 0:
+        add("MACs x constant", lambda mask: baselines.proportional(np.asarray(macs, dtype=float), truth, mask))
+    if retest_us is not None:
+        again = np.asarray(retest_us, dtype=np.float64)
+        both = rest & np.isfinite(again)
+        if both.any():
+            rows.append(Row("retest of the same networks", 0, baselines.retest(truth[both], again[both])))
+    return Validation(tuple(networks), tuple(rows), seed, tuple(notes))
+
+
+def validate(
+    table: CostTable, measurements: Measurements, *, fit_networks: int = FIT_NETWORKS, seed: int = 0
+) -> Validation:
+    """Predict every measured network from the table and score the predictions beside the baselines.
+
+    Networks that the table was calibrated on are never scored. Which networks constants are fitted on is what the
+    measurements mark, else ``fit_networks`` of them drawn by ``seed`` (fewer than half of them, else none). Raises
+    :class:`~luts.errors.UnknownOpError` where the table lacks an operation.
+    """
+    from luts.predict import predict
+    from op_models import graph as graphs
+
+    networks = measurements.networks
+    read = [graphs.read(network.model) for network in networks]
+    header = table.header
+    learnt_on = set(header.discrepancy.model_sha256s)
+    if header.calibration is not None:
+        learnt_on |= set(header.calibration.model_sha256s)
+    seen = [graph.sha256 in learnt_on for graph in read]
+    fit = _fit_choice(networks, seen, fit_networks, seed)
+    predictions = [predict(graph, table) for graph in read]
+    notes = []
+    if any(seen):
+        notes.append(f"{sum(seen)} networks were used to calibrate the table and are not scored")
+    results = [
+        NetworkResult(
+            model=network.model,
+            group=network.group,
+            measured_us=network.measured_us,
+            predicted_us=prediction.latency_us,
+            predicted_us_low=prediction.latency_us_low,
+            predicted_us_high=prediction.latency_us_high,
+            fit=bool(chosen),
+            sha256=graph.sha256,
+        )
+        for network, prediction, graph, chosen in zip(networks, predictions, read, fit, strict=True)
+    ]
+    counts, mean_us, ours_us = _paper(measurements)
+    return compare(
+        results,
+        macs=_macs(networks, read),
+        paper_counts=counts,
+        paper_mean_us=mean_us,
+        paper_ours_us=ours_us,
+        retest_us=[math.nan if network.retest_us is None else network.retest_us for network in networks],
+        calibrated=header.calibration is not None,
+        seed=seed,
+        notes=notes,
+    )
+
+
+def _fit_choice(networks: Sequence[MeasuredNetwork], seen: Sequence[bool], k: int, seed: int) -> list[bool]:
+    if any(seen) or any(network.fit for network in networks):
+        return [was_seen or bool(network.fit) for network, was_seen in zip(networks, seen, strict=True)]
+    free = [position for position, network in enumerate(networks) if network.fit is None]
+    chosen = [False] * len(networks)
+    if 0 < k < len(free) / 2:
+        for position in np.flatnonzero(baselines.fit_mask(len(free), k, seed=seed)).tolist():
+            chosen[free[position]] = True
+    return chosen
+
+
+def _macs(networks: Sequence[MeasuredNetwork], read: Sequence[Any]) -> list[int]:
+    from op_models import counts
+    from op_models import graph as graphs
+
+    return [
+        sum(counts.macs(group.spec) for group in graphs.groups(graph)) if network.macs is None else network.macs
+        for network, graph in zip(networks, read, strict=True)
+    ]
+
+
+def _paper(measurements: Measurements) -> tuple[Any, list[float] | None, list[float] | None]:
+    """Counts (n, m) of the thesis' operations, and its table in both forms; None where the file tells none."""
+    told = dict(measurements.paper_mean_us) or dict(measurements.paper_ours_us)
+    names = list(told)
+    if not names or not all(network.paper_counts for network in measurements.networks):
+        return None, None, None
+    counts = np.zeros((len(measurements.networks), len(names)))
+    for row, network in enumerate(measurements.networks):
+        for name, count in network.paper_counts:
+            if name not in told:
+                raise RequestError(f"{network.model} counts {name}, which the thesis' table in the same file lacks")
+            counts[row, names.index(name)] = count
+
+    def column(pairs: tuple[tuple[str, float], ...]) -> list[float] | None:
+        values = dict(pairs)
+        return [values[name] for name in names] if set(names) <= set(values) else None
+
+    return counts, column(measurements.paper_mean_us), column(measurements.paper_ours_us)
+
+
+_HEADS = ("MAPE %", "bias %", "max %", "+-5 %", "+-10 %", "rho", "tau", "inside %", "+-PI %", "networks", "predictor")
+
+
+def summary_text(validation: Validation) -> str:
+    """The predictors' scores as a table."""
+    from luts.command import table_text
+
+    def percent(value: float | None, digits: int = 1) -> str:
+        return "" if value is None else f"{100 * value:.{digits}f}"
+
+    rows = []
+    for row in validation.rows:
+        found = row.score
+        fitted = f" (fitted on {row.fitted})" if row.fitted else ""
+        rows.append(
+            (
+                percent(found.mape_frac, 2),
+                f"{100 * found.bias_frac:+.2f}",
+                percent(found.max_ape_frac),
+                percent(found.hits_5_frac),
+                percent(found.hits_10_frac),
+                _correlation(found.spearman),
+                _correlation(found.kendall),
+                percent(found.interval_coverage_frac),
+                percent(found.median_half_width_frac),
+                str(found.networks),
+                row.predictor + fitted,
+            )
+        )
+    return table_text(_HEADS, rows, right=len(_HEADS) - 1)
+
+
+def _correlation(value: float) -> str:
+    return f"{value:.3f}" if math.isfinite(value) else "-"
+
+
+def networks_text(validation: Validation) -> str:
+    """Measured and predicted, a line a network."""
+    from luts.command import table_text
+
+    rows = [
+        (
+            f"{item.measured_us:.1f}",
+            f"{item.predicted_us:.1f}",
+            f"{item.predicted_us_low:.1f}",
+            f"{item.predicted_us_high:.1f}",
+            f"{100 * item.error_frac:+.1f}",
+            "fit" if item.fit else "" if item.inside else "outside",
+            item.model,
+        )
+        for item in validation.networks
+    ]
+    return table_text(("measured us", "predicted us", "low", "high", "error %", "", "network"), rows, right=5)
+
+
+def _parser() -> argparse.ArgumentParser:
+    import argparse
+
+    from luts.command import add_setting_options
+
+    parser = argparse.ArgumentParser(
+        prog="python -m luts.validate",
+        description="Measure networks in another process (or read --measured), predict them, and score the predictions "
+        "beside the baselines.",
+        epilog="exit status: 0 scored, 2 not. Networks that the table was calibrated on are not scored.",
+    )
+    parser.add_argument("--lut", required=True, metavar="TABLE", help="the table to check")
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--model", nargs="+", metavar="NETWORK.tflite", help="networks to measure now")
+    source.add_argument("--measured", metavar="FILE", help="JSON or CSV of networks measured before")
+    parser.add_argument("--fit", type=int, default=FIT_NETWORKS, metavar="K", help="networks to fit constants on (5)")
+    parser.add_argument("--seed", type=int, default=0, help="draws the networks to fit on (0)")
+    parser.add_argument("--keep", metavar="FILE", help="also write the measurements, to be read with --measured")
+    parser.add_argument("--json", action="store_true", help="print JSON: per network, then the summary")
+    add_setting_options(parser)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; returns its exit status."""
+    from luts.command import DONE, guarded
+
+    arguments = _parser().parse_args(argv)
+
+    def work() -> int:
+        from luts.storage import load
+
+        if arguments.seed < 0 or arguments.fit < 0:
+            raise RequestError("--seed and --fit must not be negative")
+        table = load(arguments.lut).table(
+            delegate=arguments.delegate, threads=arguments.threads, core_cluster=arguments.core_cluster
+        )
+        if arguments.measured:
+            measurements = measured.load(arguments.measured)
+        else:
+            measurements = measured.measure_networks(arguments.model, seed=arguments.seed)
+        if arguments.keep:
+            measured.save(measurements, arguments.keep)
+        found = validate(table, measurements, fit_networks=arguments.fit, seed=arguments.seed)
+        if arguments.json:
+            print(json.dumps(found.as_json(), indent=1, allow_nan=False))
+        else:
+            print(networks_text(found) + "\n\n" + summary_text(found))
+        for note in found.notes:
+            print(f"note: {note}", file=sys.stderr)
+        if table.header.calibration is None:
+            kept = arguments.keep or arguments.measured or "MEASURED.json"
+            print(
+                f"next: python -m luts.calibrate --lut {arguments.lut} --measured {kept} -o CALIBRATED.json",
+                file=sys.stderr,
+            )
+        else:
+            print(f"next: python -m luts.predict NETWORK.tflite --lut {arguments.lut}", file=sys.stderr)
+        return DONE
+
+    return guarded(work)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

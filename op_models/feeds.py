@@ -1,0 +1,220 @@
+"""Real activations: what an operation reads inside its network, for kernels whose speed depends on their data.
+
+Most kernels cost the same whatever they compute on, so op models are fed with seeded noise. Some branch on each
+element (the reference kernels of quantised ReLUs: 114 us on sorted, 285 us on random data for one tensor) or do an
+amount of work that the values decide (non-maximum suppression). :func:`why_real_data` tells which; :func:`record`
+runs the network once and keeps what those operations read; :func:`save` writes it as the ``.npz`` that the measuring
+worker loads.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+from numpy.typing import NDArray
+
+from op_models.errors import ModelFileError, UnsupportedModelError
+from op_models.graph import Graph, Group
+from op_models.spec import OpSpec, Step, TensorSpec
+
+Array = NDArray[Any]
+_NUMPY = {
+    "f32": np.float32,
+    "f16": np.float16,
+    "f64": np.float64,
+    "i8": np.int8,
+    "u8": np.uint8,
+    "i16": np.int16,
+    "u16": np.uint16,
+    "i32": np.int32,
+    "u32": np.uint32,
+    "i64": np.int64,
+    "u64": np.uint64,
+    "bool": np.bool_,
+}
+_QUANTISED = frozenset({"i8", "u8", "i16"})
+_BRANCHES = "its kernel for quantised data branches on every element"
+_WORK = "the values decide how much it does"
+_ADDRESSES = "the values decide which memory it reads or writes"
+# Measured on LiteRT 2.3 by running each operator on constant, sorted and random data; a factor of 1.5 and more counts.
+_QUANTISED_BRANCHES = frozenset({"RELU", "RELU6", "RELU_N1_TO_1", "RELU_0_TO_1", "PRELU"})
+_QUANTISED_BRANCHES_UNDELEGATED = frozenset({"LEAKY_RELU", "L2_NORMALIZATION", "ABS"})
+_FLOAT_UNDELEGATED = frozenset({"ELU", "GELU", "SQRT", "RSQRT"})
+_ALWAYS: dict[str, str] = {
+    **dict.fromkeys(("WHERE", "UNIQUE", "NON_MAX_SUPPRESSION_V4", "NON_MAX_SUPPRESSION_V5", "TOPK_V2"), _WORK),
+    **dict.fromkeys(("GATHER", "GATHER_ND", "EMBEDDING_LOOKUP", "SCATTER_ND", "SPARSE_TO_DENSE"), _ADDRESSES),
+    **dict.fromkeys(("ARG_MAX", "ARG_MIN"), "it branches where a larger element is met"),
+    "CUSTOM:TFLite_Detection_PostProcess": _WORK,
+}
+
+
+def why_real_data(spec: OpSpec, delegate: str = "xnnpack") -> str | None:
+    """Why an operation has to be measured on the data of its network, or None where any data will do.
+
+    ``delegate`` is ``xnnpack``, or ``none`` for LiteRT's own kernels, of which more branch.
+    """
+    for step in spec.steps:
+        reason = _reason(step, delegate)
+        if reason is not None:
+            return f"{step.op}: {reason}"
+    return None
+
+
+def needs_real_data(spec: OpSpec, delegate: str = "xnnpack") -> bool:
+    """Whether an operation has to be measured on the data of its network; :func:`why_real_data` tells the reason."""
+    return why_real_data(spec, delegate) is not None
+
+
+def _reason(step: Step, delegate: str) -> str | None:
+    if step.op in _ALWAYS:
+        return _ALWAYS[step.op]
+    undelegated = delegate == "none"
+    dtype = next((tensor.dtype for tensor in (*step.inputs, *step.outputs) if isinstance(tensor, TensorSpec)), "f32")
+    if dtype in _QUANTISED:
+        if step.op in _QUANTISED_BRANCHES or (undelegated and step.op in _QUANTISED_BRANCHES_UNDELEGATED):
+            return _BRANCHES
+    elif undelegated and step.op in _FLOAT_UNDELEGATED:
+        return "its kernel calls a function of the C library that has slow and fast cases"
+    return None
+
+
+# --- inputs of a network ---------------------------------------------------------------------------------------
+
+
+def network_inputs(graph: Graph, seed: int) -> tuple[Array, ...]:
+    """Seeded data for the inputs of a network, in order: what the measuring worker feeds for the same seed.
+
+    Floats are standard normal, 8-bit integers lie around the middle of their range with a standard deviation of 30,
+    other integers (indices, sizes, token numbers) are 1, which is valid nearly everywhere.
+    """
+    rng = np.random.default_rng(seed)
+    return tuple(_noise(graph.tensors[index].shape, graph.tensors[index].dtype, rng, graph) for index in graph.inputs)
+
+
+def _noise(shape: tuple[int, ...], dtype: str, rng: np.random.Generator, graph: Graph) -> Array:
+    if dtype not in _NUMPY:
+        raise UnsupportedModelError(graph.name, f"no data can be made for an input of type {dtype}")
+    kind = np.dtype(_NUMPY[dtype])
+    if kind.kind == "f":
+        return rng.standard_normal(shape).astype(kind)
+    if dtype == "i8":
+        return np.clip(np.rint(rng.normal(0, 30, shape)), -128, 127).astype(np.int8)
+    if dtype == "u8":
+        return np.clip(np.rint(rng.normal(128, 30, shape)), 0, 255).astype(np.uint8)
+    if dtype == "bool":
+        return np.asarray(rng.integers(0, 2, shape), dtype=np.bool_)
+    return np.ones(shape, kind)
+
+
+# --- activations inside a network ------------------------------------------------------------------------------
+
+
+def activations(graph: Graph, group: Group) -> tuple[int, ...]:
+    """Tensors that a group reads from outside, in the order of its op model's inputs."""
+    members = [graph.operators[index] for index in group.operators]
+    inside = {tensor for operator in members for tensor in operator.outputs}
+    read = (tensor for operator in members for tensor in operator.inputs)
+    constant = graph.constant_source
+    return tuple(dict.fromkeys(t for t in read if t >= 0 and t not in inside and t not in constant))
+
+
+def record(
+    graph: Graph, tensors: Iterable[int], *, seed: int = 0, inputs: Sequence[Array] | None = None, threads: int = 1
+) -> dict[int, Array]:
+    """Values of tensors after one run of a network on LiteRT's own kernels.
+
+    ``inputs`` defaults to :func:`network_inputs` of ``seed``. The interpreter keeps every tensor while it runs; only
+    the wanted ones are copied out, and the rest is freed before this returns.
+
+    Raises :class:`UnsupportedModelError` where the network does not run without a delegate (some custom operators).
+    """
+    from ai_edge_litert.interpreter import Interpreter, OpResolverType
+
+    wanted = sorted(set(tensors))
+    data = network_inputs(graph, seed) if inputs is None else tuple(inputs)
+    try:
+        interpreter: Any = Interpreter(
+            model_content=graph.data,
+            num_threads=threads,
+            experimental_op_resolver_type=OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES,
+            experimental_preserve_all_tensors=True,
+        )
+        interpreter.allocate_tensors()
+        for index, array in zip(graph.inputs, data, strict=True):
+            interpreter.set_tensor(index, np.ascontiguousarray(array))
+        interpreter.invoke()
+        return {index: np.array(interpreter.get_tensor(index)) for index in wanted}
+    except (RuntimeError, ValueError) as error:
+        reason = str(error).strip().splitlines()
+        raise UnsupportedModelError(
+            graph.name, f"it does not run on LiteRT's own kernels: {reason[0] if reason else type(error).__name__}"
+        ) from error
+
+
+def group_inputs(
+    graph: Graph, groups: Sequence[Group], *, seed: int = 0, inputs: Sequence[Array] | None = None, threads: int = 1
+) -> tuple[tuple[Array, ...], ...]:
+    """What each group reads inside the network, one run for all of them.
+
+    The result has an entry for each group, in order: its activations as :func:`activations` orders them. Groups that
+    read the same tensor share the array. Raises as :func:`record`.
+    """
+    read = [activations(graph, group) for group in groups]
+    values = record(graph, {t for tensors in read for t in tensors}, seed=seed, inputs=inputs, threads=threads)
+    return tuple(tuple(values[t] for t in tensors) for tensors in read)
+
+
+# --- files -----------------------------------------------------------------------------------------------------
+
+
+def pack(instances: Sequence[Sequence[Array]]) -> bytes:
+    """The bytes of an ``.npz`` with the inputs of one operation, for the measuring worker.
+
+    Each instance is one set of inputs (the same operation may stand at several places of a network); an op model with
+    several input sets takes them in turn. Arrays are named ``x00000 x00001 ...`` in the order of the op model's inputs,
+    instance by instance. Equal data gives equal bytes.
+    """
+    import zipfile
+
+    held = io.BytesIO()
+    # Not numpy.savez, which stamps the time of day into the archive.
+    with zipfile.ZipFile(held, "w", zipfile.ZIP_STORED) as archive:
+        flat = [array for instance in instances for array in instance]
+        for number, array in enumerate(flat):
+            content = io.BytesIO()
+            np.lib.format.write_array(content, np.ascontiguousarray(array), allow_pickle=False)
+            archive.writestr(zipfile.ZipInfo(f"x{number:05d}.npy"), content.getvalue())
+    return held.getvalue()
+
+
+def save(path: Path | str, instances: Sequence[Sequence[Array]]) -> None:
+    """Writes :func:`pack` to a file, whole or not at all."""
+    path = Path(path)
+    part = path.with_name(path.name + f".{os.getpid()}.part")
+    part.write_bytes(pack(instances))
+    part.replace(path)
+
+
+def load(path: Path | str | BinaryIO) -> Mapping[str, Array]:
+    """The arrays of a file written by :func:`save`, by name.
+
+    Raises :class:`ModelFileError` for anything else.
+    """
+    import zipfile
+    import zlib
+
+    content: dict[str, Array] = {}
+    try:
+        # Not numpy.load, which leaves the file open where it is no archive.
+        with zipfile.ZipFile(path) as archive:
+            for name in sorted(archive.namelist()):
+                with archive.open(name) as member:
+                    content[name.removesuffix(".npy")] = np.lib.format.read_array(member, allow_pickle=False)
+    except (OSError, ValueError, EOFError, KeyError, NotImplementedError, zlib.error, zipfile.BadZipFile) as error:
+        raise ModelFileError(str(path), f"it holds no activations ({error})") from error
+    return content
