@@ -187,4 +187,12 @@ class _Maker:
         for operation in elp_nas.OPERATIONS:
             for copies in elp_nas.COPIES:
                 data = operation.chain(copies)
-                self._job(data, role="elp-nas", name=operation.name, copies=copies, memory_bytes=6 * len(data))
+                published = copies == max(elp_nas.COPIES)
+                self._job(
+                    data,
+                    role="elp-nas",
+                    name=operation.name,
+                    copies=copies,
+                    memory_bytes=6 * len(data) + (8 << 20),
+                    invokes=-(-elp_nas.RUNS // self.plan.measure.rounds_min) if published else None,
+                )

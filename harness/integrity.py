@@ -37,6 +37,7 @@ Kind = Literal[
     "anchor",
     "changed",
     "checksums",
+    "derived",
     "half-made",
     "in-flight",
     "jobs",

@@ -31,6 +31,8 @@ class Job(Record):
     delegate: str
     threads: int
     seed: int
+    invokes: int | None = None
+    """Invocations a visit; None leaves it to the bench."""
     feed_sha256: str | None = None
     block: str = ""
 

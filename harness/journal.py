@@ -198,9 +198,7 @@ class Journal:
         self._is_broken = False
 
     @classmethod
-    def create(
-        cls, path: Path, first: RunStarted, *, files: FileLayer, now_unix_us: Callable[[], int] = unix_now_us
-    ) -> Journal:
+    def create(cls, path: Path, first: RunStarted, *, files: FileLayer, now_unix_us: Callable[[], int] = unix_now_us) -> Journal:
         """A new journal with its first event, both or neither on disk: a journal is never empty."""
         entry = Entry(seq=0, at_unix_us=now_unix_us(), body=first)
         line, chain = _line(entry, "")

@@ -116,9 +116,7 @@ class Plan(_Section):
         return self
 
 
-def parse(
-    text: str, source: str = "the plan", *, directory: Path | None = None, check_files: bool = True
-) -> Plan:
+def parse(text: str, source: str = "the plan", *, directory: Path | None = None, check_files: bool = True) -> Plan:
     """The plan that a TOML text holds; relative paths are taken from ``directory``.
 
     Raises :class:`PlanError` with every problem at once.

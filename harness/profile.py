@@ -49,9 +49,7 @@ def parser() -> argparse.ArgumentParser:
     )
     source = found.add_mutually_exclusive_group()
     source.add_argument("--plan", type=Path, metavar="FILE", help="what to measure and how (TOML); default: the shipped plan")
-    source.add_argument(
-        "--model", type=Path, nargs="+", metavar="FILE", help="measure every operation of these .tflite files"
-    )
+    source.add_argument("--model", type=Path, nargs="+", metavar="FILE", help="measure every operation of these .tflite files")
     source.add_argument("--resume", type=Path, metavar="RUN", help="go on with a run that was stopped or killed")
     found.add_argument("--out", type=Path, metavar="DIR", help="run directory to make (default: runs/DATE-TIME)")
     found.add_argument("--dry-run", action="store_true", help="say what would be measured and about how long it takes")

@@ -145,9 +145,7 @@ def device_facts(root: Path = ROOT) -> DeviceFacts:
     )
 
 
-def runtime_facts(
-    name: str, *, distribution: str, library: Path | None = None, package: str = DISTRIBUTION
-) -> RuntimeFacts:
+def runtime_facts(name: str, *, distribution: str, library: Path | None = None, package: str = DISTRIBUTION) -> RuntimeFacts:
     """Facts about a runtime that came as a Python ``distribution``; never raises for what is not there.
 
     ``library`` is the shared object that holds the kernels, ``package`` the distribution that this code came in.

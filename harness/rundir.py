@@ -375,9 +375,7 @@ class RunWriter(RunReader):
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.close()
 
     def _round(self, block: str, data: bytes, jobs: tuple[int, ...], rows: int) -> RoundRecorded:

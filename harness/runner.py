@@ -228,9 +228,7 @@ def _settings_facts(plan: Plan, bench: Bench, expansion: Expansion) -> dict[str,
 
 
 class _Run:
-    def __init__(
-        self, plan: Plan, writer: RunWriter, bench: Bench, settings: Settings, expansion: Expansion
-    ) -> None:
+    def __init__(self, plan: Plan, writer: RunWriter, bench: Bench, settings: Settings, expansion: Expansion) -> None:
         self.plan, self.writer, self.bench, self.settings, self.expansion = plan, writer, bench, settings, expansion
         self.cache = settings.cache or default_cache()
         self.jobs = expansion.jobs

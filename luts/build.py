@@ -59,7 +59,7 @@ def build(runs: Sequence[RunTable], *, created_by: str | None = None) -> Lut:
             measured.setdefault((entry.key, entry.context, entry.setting), []).append(entry)
     entries = _same_width([pooled(group) for _, group in sorted(measured.items(), key=lambda item: item[0])])
     failed = {(item.key, item.context or "", item.setting): item for run in runs for item in run.failed}
-    anywhere = {(key, "", setting) for key, _, setting in measured}
+    succeeded = measured.keys() | {(key, "", setting) for key, _, setting in measured}
     return Lut(
         header=Header(
             created_by=created_by or _created_by(),
@@ -72,9 +72,7 @@ def build(runs: Sequence[RunTable], *, created_by: str | None = None) -> Lut:
             runs=tuple(run.run for run in runs),
         ),
         entries=tuple(map(_rounded, entries)),
-        failed=tuple(
-            item for identity, item in sorted(failed.items()) if identity not in measured and identity not in anywhere
-        ),
+        failed=tuple(item for identity, item in sorted(failed.items()) if identity not in succeeded),
         elp_nas=tuple(item for run in runs for item in run.elp_nas),
     )
 

@@ -17,15 +17,19 @@ DISTRIBUTION = "elp-lut"
 DONE, FOUND_WRONG, BAD_REQUEST, INTERRUPTED = 0, 1, 2, 130
 
 
-def guarded(work: Callable[[], int]) -> int:
-    """Run a command's work; an expected error becomes one sentence on stderr and exit status 2."""
+def guarded(work: Callable[[], int], *, also: tuple[type[Exception], ...] = ()) -> int:
+    """Run a command's work; an expected error becomes one sentence on stderr and exit status 2.
+
+    ``also`` are further roots of expected errors; one that has an ``exit_code`` decides the status.
+    """
+    expected: tuple[type[Exception], ...] = (LutError, OpModelError, *also)
     try:
         status = work()
         sys.stdout.flush()
         return status
-    except (LutError, OpModelError) as error:
+    except expected as error:
         print(f"error: {error}", file=sys.stderr)
-        return BAD_REQUEST
+        return int(getattr(error, "exit_code", BAD_REQUEST))
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)
         return INTERRUPTED

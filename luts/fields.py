@@ -117,10 +117,11 @@ def text(source: Mapping[str, Any], name: str) -> str:
     value = source.get(name, _ABSENT)
     if type(value) is not str or not value:
         raise _wrong(name, "a text that is not empty", value)
-    try:
-        value.encode()
-    except UnicodeEncodeError:  # a lone surrogate written as \ud800: could be read but never written again
-        raise FieldError(name, "holds half a character (a lone surrogate)") from None
+    if not value.isascii():
+        try:
+            value.encode()
+        except UnicodeEncodeError:  # a lone surrogate written as \ud800: could be read but never written again
+            raise FieldError(name, "holds half a character (a lone surrogate)") from None
     return value
 
 
@@ -204,13 +205,10 @@ def sequence(source: Mapping[str, Any], name: str) -> list[Any]:
 
 def texts(source: Mapping[str, Any], name: str) -> tuple[str, ...]:
     """A list of texts that are not empty."""
-    values = sequence(source, name)
-    for position, value in enumerate(values):
-        if type(value) is not str or not value:
-            raise _wrong(f"{name}[{position}]", "a text that is not empty", value)
-        with within(name):
-            text({f"[{position}]": value}, f"[{position}]")
-    return tuple(values)
+    return tuple(
+        text({f"{name}[{position}]": value}, f"{name}[{position}]")
+        for position, value in enumerate(sequence(source, name))
+    )
 
 
 def wholes(source: Mapping[str, Any], name: str, *, at_least: int = 0) -> tuple[int, ...]:

@@ -49,7 +49,7 @@ def t_975(dof: float | None) -> float:
             return _T_975[lower - 1]
         # Between two whole numbers the quantile's logarithm is close to linear in 1/dof.
         share = (1 / lower - 1 / dof) / (1 / lower - 1 / (lower + 1))
-        return _T_975[lower - 1] ** (1 - share) * _T_975[lower] ** share
+        return math.exp((1 - share) * math.log(_T_975[lower - 1]) + share * math.log(_T_975[lower]))
     z = Z_975
     return (
         z

@@ -194,9 +194,10 @@ class CostTable:
     ) -> Costs:
         """Latencies of many networks at once: the sums that :func:`luts.predict.predict` makes one by one.
 
-        ``matrix.counts`` has shape (n, k). With ``dtype=numpy.float32`` the sums are computed in float32 (fast where the
-        matrix is float32 already). Raises :class:`~luts.errors.UnknownOpError` where a network has an operation that the
-        table lacks; a key with no count at all may be missing. The cost is NaN where ``matrix.valid`` is False.
+        ``matrix.counts`` has shape (n, k). With ``dtype=numpy.float32`` the sums are computed in float32 (fast where
+        the matrix is float32 already). The cost is NaN where ``matrix.valid`` is False. Raises
+        :class:`~luts.errors.UnknownOpError` where a network has an operation that the table lacks; a key with no count
+        at all may be missing.
         """
         counts = matrix.counts
         if counts.ndim != 2 or counts.shape[1] != len(matrix.keys):

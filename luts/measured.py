@@ -11,7 +11,7 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -225,13 +225,3 @@ def save(measurements: Measurements, path: Path | str) -> None:
         if getattr(measurements, name):
             document[name] = dict(getattr(measurements, name))
     write_whole(path, json.dumps(document, indent=1, allow_nan=False) + "\n")
-
-
-def measure_networks(paths: Sequence[Path | str], *, seconds_each: float = 2.0, seed: int = 0) -> Measurements:
-    """Measure whole networks in a process of their own, each twice, interleaved in rounds.
-
-    Raises :class:`~luts.errors.RequestError` until the harness can be asked to.
-    """
-    from luts.errors import RequestError
-
-    raise RequestError("measuring networks from here is not possible yet; give --measured FILE")

@@ -107,8 +107,9 @@ def predict(
 ) -> Prediction:
     """Predict a network (a graph, or the path of a ``.tflite`` file) from a table.
 
-    The total is the floor plus, over all groups that the runtime executes, hot + a * (cold - hot) + b * (far - cold), all
-    times the calibration's scale; a and b follow from the network's footprint. A :class:`~luts.schema.Lut` with several settings must be narrowed by :meth:`Lut.table` first.
+    The total is the floor plus, over all groups that the runtime executes, hot + a * (cold - hot) + b * (far - cold),
+    all times the calibration's scale; a and b follow from the network's footprint. A :class:`~luts.schema.Lut` with
+    several settings must be narrowed by :meth:`Lut.table` first.
 
     Raises :class:`~luts.errors.UnknownOpError` for an operation that the table lacks unless ``partial``;
     :class:`~luts.errors.SettingError`; :class:`~op_models.errors.OpModelError` for an unreadable or unsupported file.

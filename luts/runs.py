@@ -163,9 +163,8 @@ def _device(source: Mapping[str, Any], conditions: Mapping[str, Any]) -> DeviceH
     used = set(_DEVICE_FIELDS)
 
     def first(*names: str) -> str:
-        found = next((name for name in names if source.get(name) is not None), names[0])
-        used.add(found)
-        return found
+        used.update(names)
+        return next((name for name in names if source.get(name) is not None), names[0])
 
     # The caches that the op models were laid out for, not what the device tells, decide what the contexts mean.
     caches = ("private_cache_bytes", "shared_cache_bytes")

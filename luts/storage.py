@@ -36,12 +36,12 @@ from luts.schema import (
 )
 
 T = TypeVar("T")
+# The header's settings by their fields, as an entry writes them.
+_Settings = Mapping[tuple[Any, int, Any], Setting]
 
 _TOP = frozenset({"format", "version", "header", "entries", "failed", "elp_nas"})
 _HEADER = frozenset({"created_by", "device", "conditions", "settings", "runs"})
-_DEVICE = frozenset(
-    {"name", "cpu", "soc", "os_build", "governor", "private_cache_bytes", "shared_cache_bytes", "facts"}
-)
+_DEVICE = frozenset(DeviceHeader.__slots__)
 _CONDITIONS = frozenset({"runtime", "runtime_version", "binary_sha256", "statistic", "clock", "power"})
 _POWER = frozenset({"meter", "simulated", "voltage_uv"})
 _SETTING = frozenset({"delegate", "threads", "core_cluster"})
@@ -103,7 +103,8 @@ def parse(document: object, path: str, *, allow_non_finite: bool = False) -> Lut
         top = fields.record(document, _TOP)
         with fields.within("header"):
             header = _header(top.get("header"))
-        known = {item.setting for item in header.settings}
+        settings = [item.setting for item in header.settings]
+        known: _Settings = {(item.delegate, item.threads, item.core_cluster): item for item in settings}
         return Lut(
             header=header,
             entries=_entries(top, known, allow_non_finite),
@@ -212,11 +213,14 @@ def _setting(source: Mapping[str, Any]) -> Setting:
     )
 
 
-def _known_setting(source: Mapping[str, Any], known: set[Setting]) -> Setting:
-    setting = _setting(source)
-    if setting not in known:
-        raise FieldError("", f"has a setting ({setting}) that the header does not list")
-    return setting
+def _known_setting(source: Mapping[str, Any], known: _Settings) -> Setting:
+    threads = source.get("threads")
+    if type(threads) is int:  # true is equal to 1, but no number of threads
+        try:
+            return known[source.get("delegate"), threads, source.get("core_cluster")]
+        except (KeyError, TypeError):
+            pass  # told below what is wrong
+    raise FieldError("", f"has a setting ({_setting(source)}) that the header does not list")
 
 
 def _setting_header(value: object) -> SettingHeader:
@@ -255,7 +259,7 @@ def _run(value: object) -> RunSource:
     return RunSource(fields.text(source, "run_id"), fields.text_or_none(source, "plan_sha256"))
 
 
-def _entries(top: Mapping[str, Any], known: set[Setting], allow_non_finite: bool) -> tuple[Entry, ...]:
+def _entries(top: Mapping[str, Any], known: _Settings, allow_non_finite: bool) -> tuple[Entry, ...]:
     seen: set[tuple[str, str, Setting]] = set()
 
     def read(value: object) -> Entry:
@@ -273,12 +277,9 @@ def _entries(top: Mapping[str, Any], known: set[Setting], allow_non_finite: bool
     return entries
 
 
-def _entry(value: object, known: set[Setting], allow_non_finite: bool) -> Entry:
+def _entry(value: object, known: _Settings, allow_non_finite: bool) -> Entry:
     source = fields.record(value, _ENTRY)
-    for name in ("latency_us", "energy_uj", "charge_uah"):
-        if name in source:
-            fields.ordered_interval(source, name, allow_non_finite=allow_non_finite)
-    return Entry(
+    entry = Entry(
         key=fields.text(source, "key"),
         context=fields.one_of(source, "context", CONTEXTS),
         setting=_known_setting(source, known),
@@ -301,9 +302,15 @@ def _entry(value: object, known: set[Setting], allow_non_finite: bool) -> Entry:
         charge_uah_high=fields.number_or_none(source, "charge_uah_high"),
         power_simulated=fields.flag_or_none(source, "power_simulated"),
     )
+    if entry.latency_us_low > entry.latency_us_high:
+        fields.ordered_interval(source, "latency_us")
+    for name in ("energy_uj", "charge_uah"):
+        if source.get(name) is not None:
+            fields.ordered_interval(source, name)
+    return entry
 
 
-def _failed(value: object, known: set[Setting]) -> FailedEntry:
+def _failed(value: object, known: _Settings) -> FailedEntry:
     source = fields.record(value, _FAILED)
     return FailedEntry(
         key=fields.text(source, "key"),
@@ -314,7 +321,7 @@ def _failed(value: object, known: set[Setting]) -> FailedEntry:
     )
 
 
-def _elp_nas(value: object, known: set[Setting]) -> ElpNasOperation:
+def _elp_nas(value: object, known: _Settings) -> ElpNasOperation:
     source = fields.record(value, _ELP_NAS)
     return ElpNasOperation(
         name=fields.text(source, "name"),

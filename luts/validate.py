@@ -7,15 +7,20 @@ import math
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from luts import baselines, measured
+from harness.errors import HarnessError
+from luts import baselines, measured, unseen
 from luts.errors import RequestError
 from luts.lookup import CostTable
 from luts.measured import MeasuredNetwork, Measurements
 from luts.metrics import Floats, Score, score
+from luts.predict import predict
+from op_models import counts as op_counts
+from op_models import graph as graphs
 
 if TYPE_CHECKING:
     import argparse
@@ -26,6 +31,8 @@ __all__ = ["NetworkResult", "Row", "Validation", "compare", "score", "validate"]
 
 # The scaled table, MACs and the thesis' method each have one constant, fitted on this many networks.
 FIT_NETWORKS = 5
+# Networks that are drawn where none are named.
+COUNT = 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,9 +174,6 @@ def validate(
     measurements mark, else ``fit_networks`` of them drawn by ``seed`` (fewer than half of them, else none). Raises
     :class:`~luts.errors.UnknownOpError` where the table lacks an operation.
     """
-    from luts.predict import predict
-    from op_models import graph as graphs
-
     networks = measurements.networks
     read = [graphs.read(network.model) for network in networks]
     header = table.header
@@ -221,11 +225,8 @@ def _fit_choice(networks: Sequence[MeasuredNetwork], seen: Sequence[bool], k: in
 
 
 def _macs(networks: Sequence[MeasuredNetwork], read: Sequence[Any]) -> list[int]:
-    from op_models import counts
-    from op_models import graph as graphs
-
     return [
-        sum(counts.macs(group.spec) for group in graphs.groups(graph)) if network.macs is None else network.macs
+        sum(op_counts.macs(group.spec) for group in graphs.groups(graph)) if network.macs is None else network.macs
         for network, graph in zip(networks, read, strict=True)
     ]
 
@@ -298,7 +299,7 @@ def networks_text(validation: Validation) -> str:
             f"{item.predicted_us_high:.1f}",
             f"{100 * item.error_frac:+.1f}",
             "fit" if item.fit else "" if item.inside else "outside",
-            item.model,
+            Path(item.model).name,
         )
         for item in validation.networks
     ]
@@ -312,17 +313,20 @@ def _parser() -> argparse.ArgumentParser:
 
     parser = argparse.ArgumentParser(
         prog="python -m luts.validate",
-        description="Measure networks in another process (or read --measured), predict them, and score the predictions "
-        "beside the baselines.",
+        description="Measure networks that the table has not seen in other processes (drawn from a search space unless "
+        "--model names them; or read --measured), predict them, and score the predictions beside the baselines.",
         epilog="exit status: 0 scored, 2 not. Networks that the table was calibrated on are not scored.",
     )
     parser.add_argument("--lut", required=True, metavar="TABLE", help="the table to check")
-    source = parser.add_mutually_exclusive_group(required=True)
-    source.add_argument("--model", nargs="+", metavar="NETWORK.tflite", help="networks to measure now")
-    source.add_argument("--measured", metavar="FILE", help="JSON or CSV of networks measured before")
+    source = parser.add_mutually_exclusive_group()
+    source.add_argument("--model", nargs="+", default=[], metavar="NETWORK.tflite", help="networks to measure now")
+    source.add_argument("--measured", metavar="FILE", help="networks measured before: JSON, CSV or a run")
+    source.add_argument("--space", default=unseen.SPACE, help=f"search space to draw networks from ({unseen.SPACE})")
+    parser.add_argument("--count", type=int, default=COUNT, help=f"networks to draw ({COUNT})")
     parser.add_argument("--fit", type=int, default=FIT_NETWORKS, metavar="K", help="networks to fit constants on (5)")
-    parser.add_argument("--seed", type=int, default=0, help="draws the networks to fit on (0)")
-    parser.add_argument("--keep", metavar="FILE", help="also write the measurements, to be read with --measured")
+    parser.add_argument("--seed", type=int, default=0, help="draws the networks, and those to fit on (0)")
+    parser.add_argument("--rounds", type=int, help="rounds of measuring each network")
+    parser.add_argument("--out", metavar="DIRECTORY", help="where to keep what is measured (beside the table)")
     parser.add_argument("--json", action="store_true", help="print JSON: per network, then the summary")
     add_setting_options(parser)
     return parser
@@ -334,7 +338,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     arguments = _parser().parse_args(argv)
 
-    def work() -> int:
+    def checked() -> int:
         from luts.storage import load
 
         if arguments.seed < 0 or arguments.fit < 0:
@@ -343,20 +347,18 @@ def main(argv: Sequence[str] | None = None) -> int:
             delegate=arguments.delegate, threads=arguments.threads, core_cluster=arguments.core_cluster
         )
         if arguments.measured:
-            measurements = measured.load(arguments.measured)
+            kept, measurements = arguments.measured, measured.load(arguments.measured)
         else:
-            measurements = measured.measure_networks(arguments.model, seed=arguments.seed)
-        if arguments.keep:
-            measured.save(measurements, arguments.keep)
+            kept, measurements = _measure(table, arguments)
         found = validate(table, measurements, fit_networks=arguments.fit, seed=arguments.seed)
         if arguments.json:
             print(json.dumps(found.as_json(), indent=1, allow_nan=False))
         else:
             print(networks_text(found) + "\n\n" + summary_text(found))
+        print(f"seed {found.seed}; measurements in {kept}", file=sys.stderr)
         for note in found.notes:
             print(f"note: {note}", file=sys.stderr)
         if table.header.calibration is None:
-            kept = arguments.keep or arguments.measured or "MEASURED.json"
             print(
                 f"next: python -m luts.calibrate --lut {arguments.lut} --measured {kept} -o CALIBRATED.json",
                 file=sys.stderr,
@@ -365,7 +367,40 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(f"next: python -m luts.predict NETWORK.tflite --lut {arguments.lut}", file=sys.stderr)
         return DONE
 
-    return guarded(work)
+    return guarded(checked, also=(HarnessError,))
+
+
+def _measure(table: CostTable, arguments: argparse.Namespace) -> tuple[Path, Measurements]:
+    """Measure the networks that were named, or drawn ones; also where the measurements are kept."""
+    from luts import measure
+
+    if arguments.rounds is not None and arguments.rounds < 2:
+        raise RequestError("--rounds must be at least 2")
+    directory = Path(arguments.out) if arguments.out else _free_directory(Path(arguments.lut))
+    rounds = measure.ROUNDS if arguments.rounds is None else arguments.rounds
+    if arguments.model:
+        for path in arguments.model:
+            predict(path, table)  # what cannot be predicted need not be measured
+        measurements = measure.measure_networks(arguments.model, table, directory, rounds=rounds, seed=arguments.seed)
+    else:
+        drawn = unseen.draw(
+            table, directory / "networks", count=arguments.count, seed=arguments.seed, space=arguments.space
+        )
+        paths = [item.path for item in drawn]
+        measurements = measure.measure_networks(paths, table, directory, rounds=rounds, seed=arguments.seed)
+        measurements = unseen.with_paper(measurements, drawn, table)
+    kept = directory / "networks.json"
+    measured.save(measurements, kept)
+    return kept, measurements
+
+
+def _free_directory(lut: Path) -> Path:
+    """A directory beside the table that does not exist yet."""
+    stem = lut.name.removesuffix(".json").removesuffix(".lut")
+    number = 1
+    while (found := lut.parent / f"{stem}.validation-{number}").exists():
+        number += 1
+    return found
 
 
 if __name__ == "__main__":

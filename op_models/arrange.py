@@ -24,7 +24,7 @@ from op_models.spec import OpSpec, Step, TensorSpec
 
 Context = Literal["hot", "cold", "far"]
 CONTEXTS: tuple[Context, ...] = ("hot", "cold", "far")
-COLD_ROTATION = 5
+COLD_ROTATION = 5.5
 """Private caches that a ``cold`` op model rotates through."""
 FAR_ROTATION = 30
 """Private caches that the weights of a ``far`` op model rotate through, where the shared cache's size is not known."""
@@ -135,7 +135,7 @@ def contexts(spec: OpSpec, caches: CacheSizes, *, footprint_bytes: int | None = 
 
 def cold_rotation_bytes(caches: CacheSizes) -> int:
     """Bytes that ``cold`` op models rotate through."""
-    return min(COLD_ROTATION * caches.private_bytes, max(caches.shared_bytes // 2, 2 * caches.private_bytes))
+    return int(min(COLD_ROTATION * caches.private_bytes, max(caches.shared_bytes / 2, 2 * caches.private_bytes)))
 
 
 def far_rotation_bytes(caches: CacheSizes) -> int:

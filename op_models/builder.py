@@ -2,10 +2,12 @@
 
 :class:`GraphBuilder` knows the file format and nothing about networks; :mod:`op_models.layers` puts layers with random
 weights and sane quantisation on top. Options are named as in :mod:`op_models.spec` (``pad=same``, ``stride=2x2``,
-``act=relu``, ``window=3x3``, the schema's own names in snake case for the rest), so the operator of a key can be written
-back as it is; what the tensors already say (new shapes, numbers of splits, depth multipliers) is filled in here.
+``act=relu``, ``window=3x3``, the schema's own names in snake case for the rest), so the operator of a key can be
+written back as it is; what the tensors already say (new shapes, numbers of splits, depth multipliers) is filled in
+here.
 
-Constants go into buffers aligned to 16 bytes, as the converter writes them; tensors that share a constant share one buffer.
+Constants go into buffers aligned to 16 bytes, as the converter writes them; tensors that share a constant share one
+buffer.
 """
 
 from __future__ import annotations
@@ -144,7 +146,9 @@ class GraphBuilder:
                 raise ValueError("raw bytes need a shape and a dtype")
             index = self.tensor(shape, dtype, quantization, name)
         else:
-            array = np.asarray(values, dtype=NUMPY_DTYPE[dtype or "i32"] if not isinstance(values, np.ndarray) else None)
+            array = np.asarray(
+                values, dtype=NUMPY_DTYPE[dtype or "i32"] if not isinstance(values, (np.ndarray, np.generic)) else None
+            )
             short = dtype or _SHORT_DTYPE[array.dtype]
             index = self.tensor(array.shape if shape is None else shape, short, quantization, name)
             values = array.astype(NUMPY_DTYPE[short], copy=False)
@@ -182,7 +186,8 @@ class GraphBuilder:
     ) -> tuple[int, ...]:
         """Append an operator and return its outputs.
 
-        ``name`` is the schema's (``CONV_2D``). Raises :class:`SpecError` for an operator or option that the schema lacks.
+        ``name`` is the schema's (``CONV_2D``). Raises :class:`SpecError` for an operator or option that the schema
+        lacks.
         """
         filled = dict(options or {})
         for option, value in _implied(self, name, inputs, outputs):
@@ -327,7 +332,11 @@ _PAIRS = {
     "dilation": ("dilationHFactor", "dilationWFactor"),
 }
 _FIELDS = {"pad": "padding", "act": "fusedActivationFunction", "padding": "padding"}
-_ENUMS = {"padding": schema.Padding, "fusedActivationFunction": schema.ActivationFunctionType, "mode": schema.MirrorPadMode}
+_ENUMS = {
+    "padding": schema.Padding,
+    "fusedActivationFunction": schema.ActivationFunctionType,
+    "mode": schema.MirrorPadMode,
+}
 
 
 def _plain(value: OptionValue) -> OptionValue:

@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from op_models.errors import ConvertError, ModelFileError, UnsupportedModelError
+from op_models.errors import CacheError, ConvertError, ModelFileError, UnsupportedModelError
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -118,7 +118,8 @@ def convert(
 
     Beside each file lies a ``.json`` with its origin: versions, seconds, and the error of its output beside Keras.
     Raises :class:`ConvertError` where TensorFlow is missing, the builder or the converter fails, or a file computes
-    something else than the Keras network; a refused file never reaches the cache.
+    something else than the Keras network (a refused file never reaches the cache), and :class:`CacheError` where the
+    cache cannot be written.
     """
     if unknown := [name for name in precisions if name not in PRECISIONS]:
         raise ConvertError(source.name, f"no precision {', '.join(unknown)}; there are {', '.join(PRECISIONS)}")
@@ -133,8 +134,12 @@ def _convert_in_child(source: KerasSource, paths: Mapping[str, Path], timeout_s:
     if len(installed_versions()) < 2:
         raise ConvertError(source.name, "tensorflow and keras are not installed (they are the extra 'train')")
     folder = next(iter(paths.values())).parent
-    folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder, prefix=".converting-") as scratch:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        aside = tempfile.TemporaryDirectory(dir=folder, prefix=".converting-")
+    except OSError as error:
+        raise CacheError(str(folder), error.strerror or str(error)) from error
+    with aside as scratch:
         float32 = cached_path(source, "float32", cache=folder)
         request = {
             "source": [source.name, source.builder, source.arguments, source.seed, source.input_range],

@@ -1,8 +1,9 @@
 """Work and memory of operations and whole graphs: MACs, parameters, bytes.
 
-MACs follow the usual convention (one multiply-add of a convolution, matrix product or dense layer is one MAC; element-wise
-work, pools, activations and data movement are 0). Parameters are elements of float or quantised constants that are operands
-(weights, biases, scales of a normalisation); shapes, axes and paddings are not parameters.
+MACs follow the usual convention (one multiply-add of a convolution, matrix product or dense layer is one MAC;
+element-wise work, pools, activations and data movement are 0). Parameters are elements of float or quantised
+constants that are operands (weights, biases, scales of a normalisation); shapes, axes and paddings are not
+parameters.
 """
 
 from __future__ import annotations
@@ -78,8 +79,8 @@ def counts(spec: OpSpec) -> Counts:
 def graph_counts(graph: Graph) -> Counts:
     """Figures of everything that a runtime executes of a graph.
 
-    ``input_bytes`` and ``output_bytes`` are those of the network's own inputs and outputs. A constant that several operators
-    read is counted once.
+    ``input_bytes`` and ``output_bytes`` are those of the network's own inputs and outputs. A constant that several
+    operators read is counted once.
     """
     total = sum((counts(group.spec) for group in groups(graph)), Counts())
     seen: set[int] = set()

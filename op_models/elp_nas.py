@@ -16,6 +16,8 @@ Kind = Literal["sep3", "sep5", "avg3", "max3"]
 SHAPES = ((32, 36), (16, 72), (8, 144))
 COPIES = (1, 100)
 """Chain lengths that are measured: the published one, and 1 for the slope."""
+RUNS = 100
+"""Runs that the published statistic is the mean of."""
 
 
 @dataclass(frozen=True, slots=True)

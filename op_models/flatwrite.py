@@ -1,8 +1,8 @@
 """Writes FlatBuffers tables back to front, a packed struct a table, for files of hundreds of operators in milliseconds.
 
-The generated object API needs about 40 us a table, which is 0.1 s and more for an op model of 400 operators; here a table is
-one ``struct.pack``. As in the library's own builder, children are written before parents and every position is
-counted from the end of the file, so a child can be shared by any number of parents.
+The generated object API needs about 40 us a table, which is 0.1 s and more for an op model of 400 operators; here a
+table is one ``struct.pack``. As in the library's own builder, children are written before parents and every position
+is counted from the end of the file, so a child can be shared by any number of parents.
 """
 
 from __future__ import annotations
@@ -25,7 +25,8 @@ _FILE_ALIGNMENT = 16
 class TableLayout:
     """Layout of one kind of table: which slots are present and where they lie.
 
-    ``fields`` are listed in the order in which values are passed to :meth:`Writer.table`; four-byte fields go first in the table.
+    ``fields`` are listed in the order in which values are passed to :meth:`Writer.table`; four-byte fields go first
+    in the table.
     """
 
     def __init__(self, *fields: Field) -> None:

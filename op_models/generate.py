@@ -6,6 +6,7 @@ Lifting from it gives op models for grids and search spaces for which no network
 from __future__ import annotations
 
 import numpy as np
+from numpy.typing import NDArray
 
 from op_models.builder import NUMPY_DTYPE, GraphBuilder, Quantization
 from op_models.errors import NotLiftableError
@@ -101,9 +102,10 @@ class _Generator:
         axis = -1 if step.op == "DEPTHWISE_CONV_2D" else 0
         return max(1.0, weights.elements / weights.shape[axis])
 
-    def _weights(self, tensor: TensorSpec) -> np.ndarray:  # type: ignore[type-arg]
+    def _weights(self, tensor: TensorSpec) -> NDArray[np.float64]:
         fan_in = max(1.0, tensor.elements / max(tensor.shape[:1] or (1,)))
-        return self.rng.standard_normal(tensor.shape) / np.sqrt(fan_in)
+        drawn: NDArray[np.float64] = self.rng.standard_normal(tensor.shape) / np.sqrt(fan_in)
+        return drawn
 
     def _weight_scale(self, step: Step) -> float:
         return 1.0 / (40.0 * float(np.sqrt(self._fan_in(step))))

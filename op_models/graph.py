@@ -225,17 +225,11 @@ def _parse(data: bytes, name: str) -> Graph:
         model.Buffers(i).DataLength() > 0 or model.Buffers(i).Size() > 1
         for i in range(_bounded(model.BuffersLength(), data, "buffers"))
     ]
-    codes = [
-        _operator_code(model.OperatorCodes(i))
-        for i in range(_bounded(model.OperatorCodesLength(), data, "operator codes"))
-    ]
+    codes = [_operator_code(model.OperatorCodes(i)) for i in range(_bounded(model.OperatorCodesLength(), data, "operator codes"))]
     subgraph = model.Subgraphs(0)
-    tensors = tuple(
-        _tensor(subgraph.Tensors(i), i, buffers) for i in range(_bounded(subgraph.TensorsLength(), data, "tensors"))
-    )
+    tensors = tuple(_tensor(subgraph.Tensors(i), i, buffers) for i in range(_bounded(subgraph.TensorsLength(), data, "tensors")))
     operators = tuple(
-        _operator(subgraph.Operators(i), i, codes)
-        for i in range(_bounded(subgraph.OperatorsLength(), data, "operators"))
+        _operator(subgraph.Operators(i), i, codes) for i in range(_bounded(subgraph.OperatorsLength(), data, "operators"))
     )
     inputs, outputs = _ints(subgraph.InputsAsNumpy()), _ints(subgraph.OutputsAsNumpy())
     _check_indices(tensors, operators, inputs, outputs)

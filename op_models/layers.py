@@ -1,15 +1,16 @@
 """Layers on top of :class:`~op_models.builder.GraphBuilder`: whole networks in float32, float16 weights or int8.
 
-Weights are seeded noise, scaled so that every channel of every layer keeps zero mean and unit spread before its activation
-(what batch normalisation does in a trained network), because int8 kernels without a vector path take as long as their data
-makes them. Batch normalisation itself is folded: a convolution has a bias.
+Weights are seeded noise, scaled so that every channel of every layer keeps zero mean and unit spread before its
+activation (what batch normalisation does in a trained network), because int8 kernels without a vector path take as
+long as their data makes them. Batch normalisation itself is folded: a convolution has a bias.
 
 Each precision is written as TensorFlow's converter writes it:
 
 * ``float32``;
-* ``float16``: every float constant is stored as float16 behind a ``DEQUANTIZE`` operator, which the runtime folds at load time;
-* ``int8``: per-channel symmetric weights, int32 bias with scale input x weight, one scale for an activation; tensors that a
-  kernel cannot rescale between (pools, slices, reshapes, concatenations) share one scale.
+* ``float16``: every float constant is stored as float16 behind a ``DEQUANTIZE`` operator, which the runtime folds at
+  load time;
+* ``int8``: per-channel symmetric weights, int32 bias with scale input x weight, one scale for an activation; tensors
+  that a kernel cannot rescale between (pools, slices, reshapes, concatenations) share one scale.
 """
 
 from __future__ import annotations
@@ -29,7 +30,12 @@ Precision = Literal["float32", "float16", "int8"]
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 Padding = Literal["same", "valid"]
 # Outputs whose scale and zero point the int8 kernels fix.
-_FIXED = {"LOGISTIC": (1 / 256, -128), "SOFTMAX": (1 / 256, -128), "TANH": (1 / 128, 0), "L2_NORMALIZATION": (1 / 128, 0)}
+_FIXED = {
+    "LOGISTIC": (1 / 256, -128),
+    "SOFTMAX": (1 / 256, -128),
+    "TANH": (1 / 128, 0),
+    "L2_NORMALIZATION": (1 / 128, 0),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,8 +65,9 @@ def spatial(size: int, window: int, stride: int, padding: str, dilation: int = 1
 class NetworkBuilder:
     """A network under construction in one precision; every layer method returns the :class:`Node` that it computes.
 
-    ``ranges`` maps tensor names to (low, high) that were observed (:func:`op_models.ranges.observed`) and then replace the
-    computed int8 ranges. The same calls give the same tensor names in all precisions, so ranges observed on the float32 twin fit.
+    ``ranges`` maps tensor names to (low, high) that were observed (:func:`op_models.ranges.observed`) and then
+    replace the computed int8 ranges. The same calls give the same tensor names in all precisions, so ranges observed
+    on the float32 twin fit.
     """
 
     def __init__(
@@ -234,7 +241,7 @@ class NetworkBuilder:
         bias: bool = True,
         dilation: int | tuple[int, int] = 1,
     ) -> Node:
-        """2-D convolution over an NHWC activation."""
+        """2-D convolution over an NHWC activation; without a bias zeros are written, as the converter does."""
         (kh, kw), (sh, sw), (dh, dw) = pair(kernel), pair(stride), pair(dilation)
         batch, height, width, channels = x.shape
         incoming = self.signal(x)
@@ -245,7 +252,7 @@ class NetworkBuilder:
         weights *= gain[:, None, None, None].astype(np.float32)
         shift, signal = self._centre(gain * (taps @ incoming.mean), bias)
         tensor, scale = self._kernel(weights, 0)
-        inputs: list[Node | int] = [x, tensor, self._bias(shift, scale, x) if bias else -1]
+        inputs: list[Node | int] = [x, tensor, self._bias(shift if bias else np.zeros(filters, np.float32), scale, x)]
         shape = (batch, spatial(height, kh, sh, pad, dh), spatial(width, kw, sw, pad, dw), filters)
         options = {"pad": pad, "stride": (sh, sw), "dilation": (dh, dw), **_act(act)}
         return self.apply("CONV_2D", inputs, shape, signals.activated(signal, act), options)
@@ -272,7 +279,7 @@ class NetworkBuilder:
         tensor, scale = self._kernel(weights, 3)
         shape = (batch, spatial(height, kh, sh, pad, dh), spatial(width, kw, sw, pad, dw), channels * multiplier)
         options = {"pad": pad, "stride": (sh, sw), "dilation": (dh, dw), **_act(act)}
-        inputs = [x, tensor, self._bias(shift, scale, x)]
+        inputs: list[Node | int] = [x, tensor, self._bias(shift, scale, x)]
         return self.apply("DEPTHWISE_CONV_2D", inputs, shape, signals.activated(signal, act), options)
 
     def fully_connected(self, x: Node, units: int, act: str | None = None, bias: bool = True) -> Node:
@@ -284,9 +291,7 @@ class NetworkBuilder:
         shift, signal = self._centre(weights.astype(np.float64) @ incoming.mean, bias)
         tensor, scale = self._kernel(weights, 0)
         inputs: list[Node | int] = [x, tensor, self._bias(shift, scale, x) if bias else -1]
-        return self.apply(
-            "FULLY_CONNECTED", inputs, (*x.shape[:-1], units), signals.activated(signal, act), _act(act)
-        )
+        return self.apply("FULLY_CONNECTED", inputs, (*x.shape[:-1], units), signals.activated(signal, act), _act(act))
 
     def _centre(self, mean: Array, bias: bool) -> tuple[Array, Signal]:
         """Bias that takes the mean out (and puts a little noise in), and the signal that is left, of unit spread."""
@@ -301,9 +306,7 @@ class NetworkBuilder:
         gain = 1.0 / np.maximum(incoming.std, 1e-6)
         scaled = self.apply("MUL", [x, self.constant(gain)], x.shape, Signal(gain * incoming.mean, np.ones(x.channels)))
         shift, signal = self._centre(gain * incoming.mean, True)
-        return self.apply(
-            "ADD", [scaled, self.constant(shift)], x.shape, signals.activated(signal, act), _act(act)
-        )
+        return self.apply("ADD", [scaled, self.constant(shift)], x.shape, signals.activated(signal, act), _act(act))
 
     # --- layers without weights ---------------------------------------------------------------------------------
 
@@ -356,18 +359,15 @@ class NetworkBuilder:
     def softmax(self, x: Node) -> Node:
         """Softmax over the last axis."""
         share = 1.0 / x.channels
-        signal = Signal(np.full(x.channels, share), np.full(x.channels, share), 0.0, 1.0)
+        # Between even shares and one winner takes all, which would be sqrt(share).
+        signal = Signal(np.full(x.channels, share), np.full(x.channels, 0.5 * share**0.5), 0.0, 1.0)
         return self.apply("SOFTMAX", [x], x.shape, signal)
 
-    def avg_pool(
-        self, x: Node, window: int, stride: int = 1, pad: Padding = "same", act: str | None = None
-    ) -> Node:
+    def avg_pool(self, x: Node, window: int, stride: int = 1, pad: Padding = "same", act: str | None = None) -> Node:
         """Average over windows, padding not counted."""
         return self._pool("AVERAGE_POOL_2D", x, window, stride, pad, act)
 
-    def max_pool(
-        self, x: Node, window: int, stride: int = 1, pad: Padding = "same", act: str | None = None
-    ) -> Node:
+    def max_pool(self, x: Node, window: int, stride: int = 1, pad: Padding = "same", act: str | None = None) -> Node:
         """Maximum over windows."""
         return self._pool("MAX_POOL_2D", x, window, stride, pad, act)
 

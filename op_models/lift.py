@@ -79,9 +79,7 @@ class _OpModelWriter:
         members = [self.graph.operators[i] for i in self.group.operators]
         inside = {tensor for op in members for tensor in op.outputs}
         constant = self.graph.constant_source
-        outside = list(
-            dict.fromkeys(t for op in members for t in op.inputs if t >= 0 and t not in inside and t not in constant)
-        )
+        outside = list(dict.fromkeys(t for op in members for t in op.inputs if t >= 0 and t not in inside and t not in constant))
         if not outside:
             raise NotLiftableError(self.graph.name, "an operation without an input", [op.name for op in members])
         sets = [[self._tensor(t, is_input=True) for t in outside] for _ in range(self.arrangement.input_sets)]

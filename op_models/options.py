@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Hashable
 from functools import lru_cache
 from typing import Any
 
@@ -46,10 +45,9 @@ _ACTIVATION = _names(schema.ActivationFunctionType)
 
 
 @lru_cache(maxsize=512)
-def _fields(options_type: Hashable) -> tuple[tuple[str, str, Any], ...]:
+def _fields(class_name: str) -> tuple[tuple[str, str, Any], ...]:
     """(attribute, its name here, default) of one generated options class, sorted by name here."""
-    assert callable(options_type)
-    fresh = options_type()
+    fresh = getattr(schema, class_name)()
     named = []
     for attribute, default in vars(fresh).items():
         snake = _CAMEL.sub("_", attribute).lower()
@@ -85,7 +83,7 @@ def option_texts(operator: Any, name: str) -> tuple[tuple[str, str], ...]:
     if options is None:
         return ()
     values: dict[str, str] = {}
-    for attribute, option, default in _fields(type(options)):
+    for attribute, option, default in _fields(type(options).__name__):
         value = getattr(options, attribute)
         if option in _SAY_NOTHING or value is None:
             continue

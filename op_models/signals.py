@@ -1,8 +1,8 @@
 """How mean and spread of activations travel through layers, so that random networks stay in a sane range.
 
 A :class:`Signal` holds, for each channel (last axis), the mean and the standard deviation that an activation has if the
-network's input is noise. The laws here are those of independent normal variables: exact enough to scale weights, to centre
-every layer as batch normalisation does, and to choose int8 ranges that neither saturate nor waste the grid.
+network's input is noise. The laws here are those of independent normal variables: exact enough to scale weights, to
+centre every layer as batch normalisation does, and to choose int8 ranges that neither saturate nor waste the grid.
 """
 
 from __future__ import annotations
@@ -47,7 +47,9 @@ def noise(channels: int, mean: float = 0.0, std: float = 1.0) -> Signal:
     return Signal(np.full(channels, mean), np.full(channels, std))
 
 
-def through(function: Callable[[Array], Array], signal: Signal, floor: float = -np.inf, ceiling: float = np.inf) -> Signal:
+def through(
+    function: Callable[[Array], Array], signal: Signal, floor: float = -np.inf, ceiling: float = np.inf
+) -> Signal:
     """What a pointwise function makes of a normal signal (Gauss-Hermite quadrature)."""
     values = function(signal.mean[:, None] + signal.std[:, None] * _NODES)
     mean = values @ _WEIGHTS

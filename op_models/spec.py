@@ -144,20 +144,14 @@ class OpSpec:
     def activations(self) -> tuple[TensorSpec, ...]:
         """Activation inputs that come from outside the group, in order."""
         return tuple(
-            tensor
-            for step in self.steps
-            for tensor in step.inputs
-            if isinstance(tensor, TensorSpec) and tensor.role == "act"
+            tensor for step in self.steps for tensor in step.inputs if isinstance(tensor, TensorSpec) and tensor.role == "act"
         )
 
     @property
     def constants(self) -> tuple[TensorSpec, ...]:
         """Constants of all steps (weights, biases, axes), stored or folded."""
         return tuple(
-            tensor
-            for step in self.steps
-            for tensor in step.inputs
-            if isinstance(tensor, TensorSpec) and tensor.role != "act"
+            tensor for step in self.steps for tensor in step.inputs if isinstance(tensor, TensorSpec) and tensor.role != "act"
         )
 
     @property

@@ -85,7 +85,7 @@ class LocalBench:
             for index, reason in failed.items():
                 record.failed(places[index], ModelRunError(model=block[places[index]].name, reason=reason))
             record.expected_us({places[i]: us for i, us in expected.items()})
-            invokes = {places[i]: self._invokes(us) for i, us in expected.items()}
+            invokes = {places[i]: block[places[i]].invokes or self._invokes(us) for i, us in expected.items()}
             rng = np.random.default_rng(self.seed)
             index_of = {place: index for index, place in enumerate(places)}
             while live := [place for place in record.live() if place in invokes]:
@@ -136,7 +136,7 @@ class _Worker:
 
     def __init__(self, core: int | None, timeout_s: float) -> None:
         self.core, self.timeout_s = core, timeout_s
-        self._talk = tempfile.TemporaryFile()
+        self._talk = tempfile.TemporaryFile()  # noqa: SIM115 (closed with the worker)
         environment = {k: v for k, v in os.environ.items() if k not in ("OMP_NUM_THREADS",)}
         environment["PYTHONPATH"] = os.pathsep.join([p for p in sys.path if p])
         self._process = subprocess.Popen(

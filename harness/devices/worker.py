@@ -40,9 +40,7 @@ class LoadedModel:
             "none": OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES,
             "reference": OpResolverType.BUILTIN_REF,
         }
-        self._interpreter: Any = Interpreter(
-            model_path=path, num_threads=threads, experimental_op_resolver_type=kinds[delegate]
-        )
+        self._interpreter: Any = Interpreter(model_path=path, num_threads=threads, experimental_op_resolver_type=kinds[delegate])
         self._interpreter.allocate_tensors()
         content = None if feed is None else np.load(feed, allow_pickle=False)
         rng = np.random.default_rng(seed)
@@ -58,11 +56,11 @@ def _data(detail: Any, rng: np.random.Generator, position: int, feed: Any) -> np
         array: np.ndarray[Any, Any] = feed[names[position % len(names)]]
         return np.ascontiguousarray(array.reshape(shape).astype(dtype))
     if dtype.kind == "f":
-        return rng.standard_normal(shape).astype(dtype)
+        return np.asarray(rng.standard_normal(shape), dtype=dtype)
     if dtype == np.int8:
-        return np.clip(np.rint(rng.normal(0, 30, shape)), -128, 127).astype(np.int8)
+        return np.asarray(np.clip(np.rint(rng.normal(0, 30, shape)), -128, 127), dtype=np.int8)
     if dtype == np.uint8:
-        return np.clip(np.rint(rng.normal(128, 30, shape)), 0, 255).astype(np.uint8)
+        return np.asarray(np.clip(np.rint(rng.normal(128, 30, shape)), 0, 255), dtype=np.uint8)
     if dtype == np.bool_:
         return np.asarray(rng.integers(0, 2, shape), dtype=np.bool_)
     return np.ones(shape, dtype)  # indices, sizes, token numbers: one is valid nearly everywhere
@@ -135,7 +133,7 @@ class Worker:
                 rows = burst(index, model.invoke, 2)
                 expected_us.append(float(rows["wall_ns"][1:].min()) / 1e3)
                 self.models.append(model)
-            except Exception as error:  # the runtime raises whatever its C++ side does; the reason is reported
+            except Exception as error:  # noqa: BLE001 (the runtime raises whatever its C++ side does; it is reported)
                 failed[str(index)] = f"{type(error).__name__}: {error}"
                 expected_us.append(None)
                 self.models.append(None)
@@ -152,7 +150,7 @@ class Worker:
                 continue
             try:
                 parts.append(burst(index, model.invoke, invokes))
-            except Exception as error:  # see _load
+            except Exception as error:  # noqa: BLE001 (see _load)
                 failed[str(index)] = f"{type(error).__name__}: {error}"
         held = io.BytesIO()
         np.save(held, np.concatenate(parts) if parts else np.zeros(0, RAW_DTYPE), allow_pickle=False)

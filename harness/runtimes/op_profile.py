@@ -175,7 +175,8 @@ def _answer(command: Sequence[str], timeout_s: float, model: str) -> dict[str, A
         last = f"; its last words: {said[-1]}" if said else ""
         raise ProfileUnavailableError(reason=f"the profiling process ended with {done.returncode}{last}") from error
     if "failed" in answer:
-        complaint = next((line for line in reversed(said) if line.startswith("ERROR")), None)
+        # The first complaint names the operator; those after it say where the library gave up.
+        complaint = next((line for line in said if line.startswith("ERROR")), None)
         if complaint is not None:
             raise ModelRunError(model=model, reason=complaint.removeprefix("ERROR: "))
         raise ProfileUnavailableError(reason=answer["failed"])

@@ -1,4 +1,4 @@
-"""What every search space offers: sampling, text form, graph, canonical form, the operations it can ask for, bulk counts."""
+"""What every search space offers: sampling, text form, graph, canonical form, its operations, bulk counts."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ class DisconnectedNetworkError(GenotypeError):
 class CountMatrix:
     """How often each of n networks executes each of k operations.
 
-    ``keys`` are the k operation keys; ``counts`` is [n, k]; ``cold`` (same shape, or None where it is not known) is the number
-    of those executions weighted by how cold their data is (0: all in cache, ``counts``: all beyond it); ``valid`` is [n] and
-    False where a network is disconnected (its row is 0 and its cost means nothing).
+    ``keys`` are the k operation keys; ``counts`` is [n, k]; ``cold`` (same shape, or None where it is not known) is
+    the number of those executions weighted by how cold their data is (0: all in cache, ``counts``: all beyond it);
+    ``valid`` is [n] and False where a network is disconnected (its row is 0 and its cost means nothing).
     """
 
     keys: tuple[str, ...]
@@ -114,5 +114,3 @@ def collect(rows: Iterable[dict[str, int] | None]) -> CountMatrix:
         for key, count in (row or {}).items():
             table[at, keys[key]] = count
     return CountMatrix(tuple(keys), table, np.array([row is not None for row in listed], dtype=np.bool_))
-
-

@@ -1,26 +1,32 @@
 """ENAS micro (Pham et al., 2018): cells of five blocks, wired as the public micro child wires them.
 
-Wiring facts, from ``src/cifar10/micro_child.py`` of melodyguan/enas (Apache-2.0; read, not copied), fixed-architecture path:
+Wiring facts, from ``src/cifar10/micro_child.py`` of melodyguan/enas (Apache-2.0; read, not copied),
+fixed-architecture path:
 
 * stem: 3x3 convolution to 3F channels, batch norm, no activation; both inputs of the first layer are the stem;
 * layers: 3n normal and 2 reduction layers, reductions at positions n and 2n + 1; F doubles at each reduction;
-* calibration: the older input, if it is larger in space, goes through ReLU and a factorised reduction; else, if its channels
-  differ from F, through ReLU and a 1x1 convolution; the newer input, if its channels differ, through ReLU and a 1x1 convolution;
+* calibration: the older input, if it is larger in space, goes through ReLU and a factorised reduction; else, if its
+  channels differ from F, through ReLU and a 1x1 convolution; the newer input, if its channels differ, through ReLU
+  and a 1x1 convolution;
 * ``layer_base``: in every layer the newer input then goes through one more ReLU and 1x1 convolution;
-* a block adds two results; operations are 0 = 3x3 and 1 = 5x5 separable convolution (ReLU, depthwise, pointwise; twice, the
-  stride in the first), 2 = 3x3 average pool, 3 = 3x3 maximum pool, 4 = identity; in a reduction layer operations that read a
-  layer input have stride 2, and there an identity is a factorised reduction;
-* all values that no block reads, layer inputs included, are concatenated; in a reduction layer an unread input goes through a
-  factorised reduction first; there is no convolution behind the concatenation: the next layer's calibration is that one;
-* end: ReLU, global mean, dense layer (the public code gives it no bias; the published sizes count one, so it has one here).
+* a block adds two results; operations are 0 = 3x3 and 1 = 5x5 separable convolution (ReLU, depthwise, pointwise;
+  twice, the stride in the first), 2 = 3x3 average pool, 3 = 3x3 maximum pool, 4 = identity; in a reduction layer
+  operations that read a layer input have stride 2, and there an identity is a factorised reduction;
+* all values that no block reads, layer inputs included, are concatenated; in a reduction layer an unread input goes
+  through a factorised reduction first; there is no convolution behind the concatenation: the next layer's calibration
+  is that one;
+* end: ReLU, global mean, dense layer (the public code gives it no bias; the published sizes count one, so it has one
+  here).
 
-A factorised reduction samples its input twice (at even and at odd positions) with 1x1 average pools of stride 2 and joins two
-half-width 1x1 convolutions. It is written here as the strided 1x1 convolutions that this is equal to: a pool of one pixel
-followed by a 1x1 convolution is that convolution with stride 2, and the odd positions never reach the padding that the
-public code adds. Its batch norm is placed per branch (the same by arithmetic), because it then folds into the branches.
+A factorised reduction samples its input twice (at even and at odd positions) with 1x1 average pools of stride 2 and
+joins two half-width 1x1 convolutions. It is written here as the strided 1x1 convolutions that this is equal to: a
+pool of one pixel followed by a 1x1 convolution is that convolution with stride 2, and the odd positions never reach
+the padding that the public code adds. Its batch norm is placed per branch (the same by arithmetic), because it then
+folds into the branches.
 
 Batch norms are folded into biases, and every depthwise has a bias, as runtimes count them. With that the cells of the
-published comparison have exactly the published sizes (3,431,134 parameters and 546,681,888 MACs; 2,624,374 and 411,776,640).
+published comparison have exactly the published sizes (3,431,134 parameters and 546,681,888 MACs; 2,624,374 and
+411,776,640).
 """
 
 from __future__ import annotations
@@ -81,7 +87,7 @@ class EnasMicro:
         return EnasGenotype(_random_cell(rng, 1), _random_cell(rng, 2))
 
     def parse(self, text: str) -> EnasGenotype:
-        """The genotype of 40 numbers in the order of the public code: input, operation, input, operation, block by block."""
+        """The genotype of 40 numbers in the public code's order: input, operation, input, operation, block by block."""
         parts = text.split()
         if len(parts) != 8 * BLOCKS or not all(part.isdecimal() for part in parts):
             raise GenotypeError(text, f"expected {8 * BLOCKS} numbers, found {len(parts)} words")
@@ -103,13 +109,15 @@ class EnasMicro:
 
     def format(self, genotype: EnasGenotype) -> str:
         """40 numbers; see :meth:`parse`."""
-        return " ".join(str(number) for cell in (genotype.normal, genotype.reduction) for block in cell for number in block)
+        return " ".join(
+            str(number) for cell in (genotype.normal, genotype.reduction) for block in cell for number in block
+        )
 
     def canonical(self, genotype: EnasGenotype) -> EnasGenotype:
         """The least of all genotypes that differ by the order of a block's two halves or of independent blocks.
 
-        Both orders change only the order of channels in the final concatenation and of computation: the converted networks
-        execute the same operations.
+        Both orders change only the order of channels in the final concatenation and of computation: the converted
+        networks execute the same operations.
         """
         return EnasGenotype(canonical_cell(genotype.normal), canonical_cell(genotype.reduction))
 
@@ -132,7 +140,6 @@ class EnasMicro:
         net, output = self.network(genotype)
         return net.write(output, precision, seed, self.name)
 
-
     def count_matrix(self, genotypes: Sequence[EnasGenotype], precision: Precision = "float32") -> CountMatrix:
         """Operation counts of many genotypes."""
         normal = block_table([genotype.normal for genotype in genotypes])
@@ -151,8 +158,8 @@ class EnasMicro:
     def operation_keys(self, precision: Precision = "float32") -> frozenset[str]:
         """Every operation that a network without equal blocks can execute.
 
-        Every wiring of a small set (all numbers of loose ends, all operations everywhere) is counted; how often an operation
-        occurs depends on the rest of a cell, whether it can occur does not.
+        Every wiring of a small set (all numbers of loose ends, all operations everywhere) is counted; how often an
+        operation occurs depends on the rest of a cell, whether it can occur does not.
         """
         tally = tally_networks(*covering(), self.depth, self.filters, self.size, self.classes)
         keys = keys_of((signature for signature, counts in tally.columns.items() if counts.any()), precision)
@@ -163,8 +170,8 @@ class EnasMicro:
 def covering(seed: int = 20, count: int = 6000) -> tuple[Table, Table]:
     """Normal and reduction cells (block tables) that between them hold every operation of the space.
 
-    A third is uniform; in a third blocks mostly read the block before them (few loose ends), in a third mostly the layer's
-    inputs (many). Nothing that a million further genotypes execute was missing.
+    A third is uniform; in a third blocks mostly read the block before them (few loose ends), in a third mostly the
+    layer's inputs (many). Nothing that a million further genotypes execute was missing.
     """
     rng = np.random.default_rng(seed)
     tables = []

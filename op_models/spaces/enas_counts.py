@@ -1,10 +1,12 @@
 """Operation counts of many ENAS micro networks at once, by array arithmetic over their block tables.
 
-A network's operations are those inside its cells, times how often each cell stands in a stage, plus what happens between layers
-(calibration, ReLUs on layer outputs), which depends on how many values each cell joins. Arrays are [n], one entry a genotype.
+A network's operations are those inside its cells, times how often each cell stands in a stage, plus what happens
+between layers (calibration, ReLUs on layer outputs), which depends on how many values each cell joins. Arrays are
+[n], one entry a genotype.
 
-The arithmetic takes every block of a cell for a value of its own. Where two blocks compute the same thing the converter merges
-them; :func:`equal_blocks` finds those genotypes, which are counted one by one from their expression graph instead.
+The arithmetic takes every block of a cell for a value of its own. Where two blocks compute the same thing the
+converter merges them; :func:`equal_blocks` finds those genotypes, which are counted one by one from their expression
+graph instead.
 """
 
 from __future__ import annotations
@@ -148,7 +150,9 @@ def _sum(size: int, channels: int) -> Signature:
     return Signature("add", (), (shape, shape), shape)
 
 
-def _tally_reduction(tally: Tally, size: int, channels: int, filters: int, count: Counts | Flags, crops: Counts | Flags) -> None:
+def _tally_reduction(
+    tally: Tally, size: int, channels: int, filters: int, count: Counts | Flags, crops: Counts | Flags
+) -> None:
     """Factorised reductions of values of ``size`` pixels and ``channels``: two strided convolutions joined."""
     half = (1, size // 2, size // 2, filters // 2)
     whole, odd = (1, size, size, channels), (1, size - 1, size - 1, channels)
@@ -159,7 +163,7 @@ def _tally_reduction(tally: Tally, size: int, channels: int, filters: int, count
 
 
 def _tally_cell(tally: Tally, cell: CellCounts, size: int, filters: int, times: int) -> None:
-    """Everything inside ``times`` cells whose inputs have ``size`` pixels, but the first two values' producers and the output."""
+    """Everything inside ``times`` cells whose inputs have ``size`` pixels, but what makes inputs and output."""
     after = size // cell.stride
     for (kernel, stride), count in cell.seps.items():
         tally.add(_window("depthwise", kernel, stride, after * stride, filters), times * count)
@@ -177,7 +181,8 @@ def _tally_cell(tally: Tally, cell: CellCounts, size: int, filters: int, times: 
     for block, twice in enumerate(cell.twice):
         alone = cell.alone(2 + block)
         plain = _sum(after, filters)
-        # The last block is never read inside; alone at the end it makes the layer's output, which the layers' tally counts.
+        # The last block is never read inside; alone at the end it makes the layer's output, which the layers' tally
+        # counts.
         here = cell.ends > 1 if block == last else np.ones(tally.rows, dtype=np.bool_)
         tally.split(plain, times * (here & ~twice), alone)
         tally.split(replace(plain, repeats=(0, 0)), times * (here & twice), alone)
@@ -188,7 +193,7 @@ def _tally_cell(tally: Tally, cell: CellCounts, size: int, filters: int, times: 
 
 @dataclass(slots=True)
 class _Value:
-    """A layer's output on its way: size in pixels, filters, how many times these its channels are, and what makes it."""
+    """A layer's output on its way: size in pixels, filters, channels as a multiple of these, and its cell."""
 
     size: int
     filters: int
@@ -256,7 +261,7 @@ def _tally_calibration(tally: Tally, older: _Value, newer: _Value, cell: CellCou
 
 
 def _tally_output(tally: Tally, value: _Value) -> None:
-    """The ReLU that every reader of a layer's output shares, and the sum that makes the output where nothing is joined."""
+    """The ReLU that all readers of a layer's output share, and the sum that makes the output where nothing is joined."""
     assert value.cell is not None
     single = value.ends == 1
     fused = single & ~value.shared

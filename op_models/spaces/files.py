@@ -1,4 +1,4 @@
-"""A set of ``.tflite`` files as a search space: the genotype is a file's path, the operations are those that the files hold."""
+"""A set of ``.tflite`` files as a search space: a genotype is a file's path."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from op_models.spaces.base import CountMatrix, collect
 
 
 class FileSpace:
-    """Networks that already exist as files. A file has the precision it has: the argument ``precision`` changes nothing."""
+    """Networks that already exist as files. A file has the precision it has: ``precision`` changes nothing."""
 
     def __init__(self, paths: Iterable[str | Path], name: str = "files") -> None:
         self.paths = tuple(str(path) for path in paths)
@@ -27,7 +27,7 @@ class FileSpace:
 
     @classmethod
     def of_directory(cls, directory: Path) -> FileSpace:
-        """All ``.tflite`` files below a directory, in order of their paths. Raises :class:`GenotypeError` if there is none."""
+        """All ``.tflite`` files below a directory, by path. Raises :class:`GenotypeError` if there is none."""
         paths = sorted(directory.rglob("*.tflite"))
         if not paths:
             raise GenotypeError(str(directory), "no .tflite file lies below this directory")

@@ -1,19 +1,22 @@
-"""NAS-Bench-201 (Dong and Yang, 2020): 15,625 cells of four nodes and five operations, in the published macro structure.
+"""NAS-Bench-201 (Dong and Yang, 2020): 15,625 cells of four nodes and five operations, in the published macro
+structure.
 
-Wiring facts, from ``lib/models/cell_operations.py`` and ``cell_infers`` of D-X-Y/AutoDL-Projects (MIT; read, not copied):
+Wiring facts, from ``lib/models/cell_operations.py`` and ``cell_infers`` of D-X-Y/AutoDL-Projects (MIT; read, not
+copied):
 
 * stem: 3x3 convolution to C channels and batch norm; three stages of N cells with C, 2C and 4C channels;
 * a node is the sum of one operation from every earlier node; operations are ``none``, ``skip_connect``,
   ``nor_conv_1x1`` and ``nor_conv_3x3`` (ReLU, convolution, batch norm) and ``avg_pool_3x3`` (padding not counted);
-* between stages a residual block: two 3x3 ReLU-convolution-norms, the first with stride 2, beside a 2x2 average pool and a 1x1
-  convolution without norm;
+* between stages a residual block: two 3x3 ReLU-convolution-norms, the first with stride 2, beside a 2x2 average pool
+  and a 1x1 convolution without norm;
 * end: batch norm, ReLU, global mean, dense layer.
 
-Strided 3x3 convolutions use TensorFlow's "same" padding (the published ones pad one pixel on every side): same shapes, same work.
+Strided 3x3 convolutions use TensorFlow's "same" padding (the published ones pad one pixel on every side): same
+shapes, same work.
 
-The converter drops what does not reach the output, so an edge ``none`` may take others with it; a cell whose output depends on
-no input makes the network a constant, which :meth:`NasBench201.graph` refuses. The last batch norm folds into a convolution
-where that alone makes the cell's output, else MUL and ADD remain.
+The converter drops what does not reach the output, so an edge ``none`` may take others with it; a cell whose output
+depends on no input makes the network a constant, which :meth:`NasBench201.graph` refuses. The last batch norm folds
+into a convolution where that alone makes the cell's output, else MUL and ADD remain.
 """
 
 from __future__ import annotations
@@ -41,12 +44,12 @@ Numbers = NDArray[np.int8]
 
 
 def all_genotypes() -> list[NasBenchGenotype]:
-    """All 15,625 genotypes in counting order of their operation numbers (not the published index, which is shuffled)."""
+    """All 15,625 genotypes in counting order of their operation numbers (the published index is shuffled)."""
     return [(a, b, c, d, e, f) for a, b, c, d, e, f in product(range(5), repeat=6)]
 
 
 class NasBench201:
-    """Networks with ``cells`` cells in each of three stages; the published ones have 5, 16 channels and a 32 px picture."""
+    """Networks with ``cells`` cells in each of three stages; published: 5, 16 channels and a 32 px picture."""
 
     def __init__(self, cells: int = 5, channels: int = 16, classes: int = 10, size: int = 32) -> None:
         if cells < 1 or channels < 1 or classes < 1 or size < 4 or size % 4:
@@ -90,8 +93,8 @@ class NasBench201:
     def canonical(self, genotype: NasBenchGenotype) -> NasBenchGenotype:
         """The first genotype (in counting order) whose converted network is the same.
 
-        Equal means: dead edges gone, skips followed, equal pools and sums merged, sums sorted. All disconnected genotypes have
-        the canonical form ``(0, 0, 0, 0, 0, 0)``.
+        Equal means: dead edges gone, skips followed, equal pools and sums merged, sums sorted. All disconnected
+        genotypes have the canonical form ``(0, 0, 0, 0, 0, 0)``.
         """
         return _representatives()[genotype]
 
@@ -119,7 +122,8 @@ class NasBench201:
     def count_matrix(
         self, genotypes: Sequence[NasBenchGenotype] | Numbers, precision: Precision = "float32"
     ) -> CountMatrix:
-        """Operation counts of many genotypes (a sequence, or operation numbers [n, 6]); disconnected rows are not valid.
+        """Operation counts of many genotypes (a sequence, or operation numbers [n, 6]); disconnected rows are not
+        valid.
 
         All 15,625 cells are counted once a process; from then on this gathers rows.
         """
@@ -134,7 +138,7 @@ class NasBench201:
     def operation_keys(self, precision: Precision = "float32") -> frozenset[str]:
         """Every operation that some connected network of the space executes (all networks are counted)."""
         matrix = self._table(precision)
-        used = matrix.counts.any(axis=0)
+        used = np.asarray(matrix.counts.any(axis=0))
         return frozenset(key for key, at in zip(matrix.keys, used, strict=True) if at)
 
 

@@ -1,7 +1,8 @@
 """Operation counts of all NAS-Bench-201 cells at once, by array arithmetic over [n, 6] operation numbers.
 
-The converter's rules (dead edges, merged equal expressions, ReLUs that go into their producer) are applied symbolically:
-every value of a cell gets a small number, equal numbers meaning the same tensor, for all genotypes in parallel:
+The converter's rules (dead edges, merged equal expressions, ReLUs that go into their producer) are applied
+symbolically: every value of a cell gets a small number, equal numbers meaning the same tensor, for all genotypes in
+parallel:
 
     0 nothing   1 the cell's input   10 + e the convolution on edge e   20 the sum of node 2
     21, 22 first and second sum of node 3   30 + v the pool of value v
@@ -9,7 +10,7 @@ every value of a cell gets a small number, equal numbers meaning the same tensor
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -44,9 +45,9 @@ class Stage:
 class CellFeatures:
     """What one cell executes, for n genotypes; arrays are [n].
 
-    ``plain`` and ``fused`` count operations by kind without and with a ReLU, leaving out the one that makes the cell's output;
-    ``relus`` counts standalone ReLUs on values inside the cell. ``last`` is one-hot: which kind makes the output.
-    ``reads_relu``: the cell's input goes through a ReLU; ``relu_alone``: and through nothing else.
+    ``plain`` and ``fused`` count operations by kind without and with a ReLU, leaving out the one that makes the
+    cell's output; ``relus`` counts standalone ReLUs on values inside the cell. ``last`` is one-hot: which kind makes
+    the output. ``reads_relu``: the cell's input goes through a ReLU; ``relu_alone``: and through nothing else.
     """
 
     plain: dict[str, Values]
@@ -57,6 +58,20 @@ class CellFeatures:
     relu_alone: Flags
     connected: Flags
     identity: Flags
+
+
+def _any(flags: Sequence[Flags]) -> Flags:
+    found = flags[0]
+    for flag in flags[1:]:
+        found = found | flag
+    return found
+
+
+def _sum_of(flags: Sequence[Flags]) -> Values:
+    total = flags[0].astype(np.int8)
+    for flag in flags[1:]:
+        total = total + flag
+    return total
 
 
 def cell_features(numbers: NDArray[np.int8]) -> CellFeatures:
@@ -99,14 +114,14 @@ def cell_features(numbers: NDArray[np.int8]) -> CellFeatures:
 
     def applied(is_op: Callable[[Values], Flags]) -> list[Flags]:
         """For each of the three sources: does some live edge from it do this operation?"""
-        return [np.logical_or.reduce([live[edge] & is_op(ops[edge]) for edge in edges]) for _, edges in sources]
+        return [_any([live[edge] & is_op(ops[edge]) for edge in edges]) for _, edges in sources]
 
     relu_from = applied(lambda op: (op == 2) | (op == 3))
     pool_from = applied(lambda op: op == 4)
 
     def on(value: Values, flags: list[Flags]) -> Flags:
         """Is the operation applied to this very tensor, from whichever node it is reached?"""
-        return np.logical_or.reduce([flag & (source == value) for flag, (source, _) in zip(flags, sources, strict=True)])
+        return _any([flag & (source == value) for flag, (source, _) in zip(flags, sources, strict=True)])
 
     def fresh(flags: list[Flags]) -> list[Flags]:
         """The same flags with a tensor that an earlier source already stands for taken out."""
@@ -117,7 +132,7 @@ def cell_features(numbers: NDArray[np.int8]) -> CellFeatures:
         ]
 
     def added(value: Values) -> Values:
-        return np.add.reduce([runs & (operand == value) for operand, runs in operands], dtype=np.int8)
+        return _sum_of([runs & (operand == value) for operand, runs in operands])
 
     same2, same3, same3b = a == b, p == q, sum3 == e
     convs = {kind: [live[edge] & (ops[edge] == op) for edge in range(6)] for kind, op in (("conv1", 2), ("conv3", 3))}
@@ -127,17 +142,20 @@ def cell_features(numbers: NDArray[np.int8]) -> CellFeatures:
         is_sum = (value >= _SUM2) & (value < _POOL)
         same = ((value == _SUM2) & same2) | ((value == _SUM3) & same3) | ((value == _SUM3B) & same3b)
         return {
-            **{kind: np.logical_or.reduce([flags[at] & (value == 10 + at) for at in range(6)]) for kind, flags in convs.items()},
+            **{
+                kind: _any([flag & (value == 10 + at) for at, flag in enumerate(flags)])
+                for kind, flags in convs.items()
+            },
             "pool": value > _POOL,
             "add": is_sum & ~same,
             "twice": is_sum & same,
         }
 
-    total = {kind: np.add.reduce(flags, dtype=np.int8) for kind, flags in convs.items()}
-    total["pool"] = np.add.reduce(fresh(pool_from), dtype=np.int8)
+    total = {kind: _sum_of(flags) for kind, flags in convs.items()}
+    total["pool"] = _sum_of(fresh(pool_from))
     sums = [(runs_sum2, same2), (runs_sum3, same3), (runs_sum3b, same3b)]
-    total["add"] = np.add.reduce([runs & ~same for runs, same in sums], dtype=np.int8)
-    total["twice"] = np.add.reduce([runs & same for runs, same in sums], dtype=np.int8)
+    total["add"] = _sum_of([runs & ~same for runs, same in sums])
+    total["twice"] = _sum_of([runs & same for runs, same in sums])
 
     fresh_relus = fresh(relu_from)
     inside = [fresh_relus[1] & (node1 > 1), fresh_relus[2] & (node2 > 1)]
@@ -150,7 +168,7 @@ def cell_features(numbers: NDArray[np.int8]) -> CellFeatures:
             fused[kind] += made & goes_in
     connected = node3 > 0
     identity = node3 == 1
-    last = {kind: (made & connected).astype(np.int8) for kind, made in made_by(node3).items()}
+    last: dict[str, Values] = {kind: (made & connected).astype(np.int8) for kind, made in made_by(node3).items()}
     reads_relu = on(one, relu_from) & connected
     return CellFeatures(
         plain={kind: total[kind] - fused[kind] - last[kind] for kind in KINDS},
@@ -176,8 +194,8 @@ def count_table(
     enters_alone = (cells.reads_relu & ~cells.relu_alone & ~cells.identity).astype(np.int16)
     for number, stage in enumerate(stages):
         final = number == len(stages) - 1
-        # What makes the stage's first value: stem or residual sum; its ReLU goes in where it is the only reader. Before a
-        # residual block an identity stage hands on a value with two readers.
+        # What makes the stage's first value: stem or residual sum; its ReLU goes in where it is the only reader.
+        # Before a residual block an identity stage hands on a value with two readers.
         first = _stem(stages[0]) if number == 0 else _sum(stage)
         columns += [(first, always - enters_fused), (_relu(first), enters_fused)]
         columns.append((_alone(stage), works * repeats * cells.relus + repeats * enters_alone))
@@ -190,10 +208,7 @@ def count_table(
             columns.append(
                 (
                     plain,
-                    works * repeats * cells.plain[kind]
-                    + inner * (1 - enters_fused)
-                    + works * cells.last[kind]
-                    - folds,
+                    works * repeats * cells.plain[kind] + inner * (1 - enters_fused) + works * cells.last[kind] - folds,
                 )
             )
         if not final:
@@ -212,9 +227,7 @@ def count_table(
 
 
 def _relu(signature: Signature) -> Signature:
-    return Signature(
-        signature.op, signature.attributes, signature.shapes, signature.shape, "relu", signature.repeats
-    )
+    return Signature(signature.op, signature.attributes, signature.shapes, signature.shape, "relu", signature.repeats)
 
 
 def _stem(stage: Stage) -> Signature:
@@ -239,7 +252,7 @@ def _of_kind(kind: str, stage: Stage) -> Signature:
 
 
 def _residual(stage: Stage, after: Stage) -> list[Signature]:
-    """The residual block without its sum: both convolutions, the pool and the shortcut, and the ReLU that two readers keep."""
+    """The residual block without its sum: its ReLU (which two readers keep alone), convolutions and pool."""
     halved = (*after.shape[:3], stage.channels)
     return [
         _alone(stage),

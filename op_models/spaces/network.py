@@ -1,9 +1,10 @@
 """A network as an expression graph that is simplified the way TensorFlow's converter simplifies it, then written.
 
-A search space describes its networks here, literally as published; :class:`Network` then gives what the converter would:
+A search space describes its networks here, literally as published; :class:`Network` then gives what the converter
+would:
 
-* equal expressions without weights are one (the converter's common-subexpression elimination; sums are commutative), so two
-  pools of one tensor are computed once; operations with weights are never equal;
+* equal expressions without weights are one (the converter's common-subexpression elimination; sums are commutative),
+  so two pools of one tensor are computed once; operations with weights are never equal;
 * what no output needs is gone;
 * a batch normalisation is folded into the convolution that alone feeds it, else it stays as MUL and ADD;
 * a ReLU goes into the convolution, sum or pool before it where it is that one's only reader, else it stays an operator
@@ -25,6 +26,7 @@ from numpy.typing import NDArray
 
 from op_models.graph import parse
 from op_models.layers import NetworkBuilder, Node, Padding, Precision, spatial
+from op_models.ranges import observed
 from op_models.spaces.base import CountMatrix
 
 # Operators into which the converter puts a ReLU.
@@ -150,8 +152,9 @@ class Network:
         return list(kept.items()), alias.get(output, output)
 
     def write(self, output: int, precision: Precision, seed: int, name: str) -> bytes:
-        """The simplified network as a ``.tflite`` file with seeded weights."""
-        builder = NetworkBuilder(precision, seed, name)
+        """The simplified network as a ``.tflite`` file with seeded weights; int8 is calibrated on its float32 twin."""
+        ranges = observed(self.write(output, "float32", seed, name), seed) if precision == "int8" else None
+        builder = NetworkBuilder(precision, seed, name, ranges)
         nodes: dict[int, Node] = {}
         kept, last = self.simplified(output)
         for value, expression in kept:
@@ -201,8 +204,8 @@ def emit(builder: NetworkBuilder, expression: Expression, inputs: Sequence[Node]
 class Signature:
     """What decides the key of an expression: everything but which values it reads.
 
-    ``shapes`` are those of its inputs. ``repeats`` is () where these are all different values, else it names for each input the
-    first input that is the same value: (0, 0) for the sum of a value with itself.
+    ``shapes`` are those of its inputs. ``repeats`` is () where these are all different values, else it names for each
+    input the first input that is the same value: (0, 0) for the sum of a value with itself.
     """
 
     op: str
@@ -267,9 +270,7 @@ def keys_of(wanted: Iterable[Signature], precision: Precision) -> dict[Signature
     return {signature: tuple(_known_keys(signature, precision)) for signature in listed}
 
 
-def tabulate(
-    columns: Mapping[Signature, NDArray[Any]], valid: NDArray[np.bool_], precision: Precision
-) -> CountMatrix:
+def tabulate(columns: Mapping[Signature, NDArray[Any]], valid: NDArray[np.bool_], precision: Precision) -> CountMatrix:
     """A count matrix from one array [n] for each signature; rows that are not valid become 0."""
     used = {signature: values for signature, values in columns.items() if values.any()}
     keys = keys_of(used, precision)

@@ -1,7 +1,9 @@
-"""Product spaces: a chain of slots with a free choice in each, such as the MobileNet-like spaces of hardware-aware search.
+"""Product spaces: a chain of slots with a free choice in each, such as the MobileNet-like spaces of hardware-aware
+search.
 
-Where no choice changes what its neighbours execute, operation counts are a base row plus one row for every (slot, choice), so a
-million networks are scored by as many table reads as there are slots, or by one product with a one-hot matrix.
+Where no choice changes what its neighbours execute, operation counts are a base row plus one row for every (slot,
+choice), so a million networks are scored by as many table reads as there are slots, or by one product with a one-hot
+matrix.
 """
 
 from __future__ import annotations
@@ -33,7 +35,8 @@ class Slot:
 
 @dataclass(frozen=True, slots=True)
 class AdditiveCounts:
-    """Counts of every network of a product space: ``base`` [k] plus, for each slot, a row of ``parts`` [slots, choices, k].
+    """Counts of every network of a product space: ``base`` [k] plus, for each slot, a row of ``parts`` [slots,
+    choices, k].
 
     Rows of choices that a slot does not have are 0 and never read.
     """
@@ -75,7 +78,9 @@ class AdditiveCounts:
 class ProductSpace:
     """Networks made by a stem, one choice for every slot, and an end."""
 
-    def __init__(self, name: str, picture: tuple[int, int, int], stem: Layer, slots: Sequence[Slot], end: Layer) -> None:
+    def __init__(
+        self, name: str, picture: tuple[int, int, int], stem: Layer, slots: Sequence[Slot], end: Layer
+    ) -> None:
         if not slots or any(len(slot.names) != len(slot.layers) or not slot.names for slot in slots):
             raise ValueError("a product space needs slots, and each slot as many names as layers")
         self.name, self.picture, self.stem, self.slots, self.end = name, picture, stem, tuple(slots), end
@@ -132,7 +137,8 @@ class ProductSpace:
     def additive(self, precision: Precision = "float32") -> AdditiveCounts:
         """Counts of all networks as a sum over slots, found by changing one choice at a time.
 
-        Raises :class:`GenotypeError` where choices of neighbours turn out to interact (a few random networks are counted).
+        Raises :class:`GenotypeError` where choices of neighbours turn out to interact (a few random networks are
+        counted).
         """
         return _additive(self, precision)
 
@@ -195,7 +201,8 @@ def _skip(_net: Network, value: int) -> int:
 
 
 def mobile_space(size: int = 224, classes: int = 1000, width: float = 1.0) -> ProductSpace:
-    """21 inverted residuals in six stages, each with kernel 3, 5 or 7 and expansion 3 or 6, or (not the first of a stage) none.
+    """21 inverted residuals in six stages, each with kernel 3, 5 or 7 and expansion 3 or 6, or (not the first of a
+    stage) none.
 
     The stages' filters, strides and depths are those of ProxylessNAS (Cai et al., 2019), whose choices these are.
     """

@@ -1,4 +1,4 @@
-"""Claims about operator profiles: real ones match their file row by row, broken ones are refused, comparison adds up."""
+"""Claims about operator profiles: real ones match their file row by row, broken ones are refused, sums add up."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ def test_a_file_that_is_no_model_never_reaches_the_library(tmp_path: Path) -> No
 def test_another_version_of_the_library_gives_no_profile(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     path = tmp_path / "net.tflite"
     path.write_bytes(built.network_f32())
-    monkeypatch.setattr(op_profile.importlib.metadata, "version", lambda name: "2.4.1")
+    monkeypatch.setattr("importlib.metadata.version", lambda name: "2.4.1")
     with pytest.raises(ProfileUnavailableError, match=r"found 2\.4\.1"):
         profile_model(path)
 
@@ -355,7 +355,7 @@ def test_no_profiler_is_status_3(
 ) -> None:
     path = tmp_path / "net.tflite"
     path.write_bytes(built.network_i8())
-    monkeypatch.setattr(op_profile.importlib.metadata, "version", lambda name: "3.0")
+    monkeypatch.setattr("importlib.metadata.version", lambda name: "3.0")
     assert op_profile.main([str(path)]) == 3
     assert "no operator profile" in capsys.readouterr().err
 

@@ -93,6 +93,13 @@ def test_checksums_are_what_sha256sum_checks(unbroken: Path) -> None:
     )
 
 
+def test_checksums_that_were_only_rearranged_are_told(tmp_path: Path) -> None:
+    drive(tmp_path / "run", FaultyFileLayer())
+    lines = (tmp_path / "run" / CHECKSUMS).read_text().splitlines(keepends=True)
+    (tmp_path / "run" / CHECKSUMS).write_text("".join(reversed(lines)))
+    assert errors_in(tmp_path / "run") == ["CHECKSUMS: is not written as it was"]
+
+
 def test_nothing_may_be_added_to_a_finished_run_but_derived_files(unbroken: Path) -> None:
     with open_run(unbroken) as run:
         with pytest.raises(RunClosedError):
@@ -138,6 +145,13 @@ def test_two_writers_of_one_directory_are_refused_with_the_pid(tmp_path: Path) -
         assert str(os.getpid()) in str(caught.value)
         assert read_run(tmp_path / "run").job_ids == ("a1", "a2", "b1")
     open_run(tmp_path / "run").close()
+
+
+def test_the_lock_tells_its_holder_and_not_an_earlier_one(tmp_path: Path) -> None:
+    make(tmp_path / "run").close()
+    (tmp_path / "run" / "LOCK").write_text("1234567890123\n")  # as a killed process leaves it
+    with open_run(tmp_path / "run"):
+        assert (tmp_path / "run" / "LOCK").read_text() == f"{os.getpid()}\n"
 
 
 def test_the_lock_ends_with_its_holder(tmp_path: Path) -> None:

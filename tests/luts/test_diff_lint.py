@@ -116,7 +116,7 @@ def test_a_clean_table_has_no_findings() -> None:
         ("wide-interval", [tables.entry(tables.ADD, 10.0, sd_us=2.0)]),
         ("outside-interval", [replace(tables.entry(tables.ADD, 10.0, sd_us=0.1), latency_us=11.0)]),
         ("flagged", [tables.entry(tables.ADD, 10.0, flags=("noisy",))]),
-        ("cold-below-hot", [tables.entry(tables.ADD, 9.0, sd_us=0.1), tables.entry(tables.ADD, 8.0, "cold", sd_us=0.1)]),
+        ("cold-below-hot", [tables.entry(tables.ADD, 9.0, sd_us=0.1), tables.entry(tables.ADD, 8, "cold", sd_us=0.1)]),
         ("cold-below-hot", [tables.entry(tables.ADD, 9.0, sd_us=0.1), tables.entry(tables.ADD, 8.0, "far", sd_us=0.1)]),
         ("key-syntax", [tables.entry("conv3x3", 10.0)]),
         ("non-finite", [replace(tables.entry(tables.ADD, 10.0), latency_us=math.nan)]),

@@ -36,9 +36,9 @@ def test_no_degrees_of_freedom_mean_the_normal() -> None:
         t_975(0.5)
 
 
-@given(st.floats(0, 2000), st.integers(1, 60))
+@given(st.floats(0, 1300), st.integers(1, 60))
 def test_chi_square_agrees_with_scipy(value: float, dof: int) -> None:
-    assert chi2_above(value, dof) == pytest.approx(stats.chi2.sf(value, dof), rel=1e-8, abs=1e-280)
+    assert chi2_above(value, dof) == pytest.approx(stats.chi2.sf(value, dof), rel=1e-8, abs=1e-300)
 
 
 @given(st.floats(-30, 30))

@@ -132,6 +132,14 @@ def test_a_larger_network_never_drops_a_context(spec: OpSpec, caches: CacheSizes
     assert found <= set(contexts(spec, caches, footprint_bytes=large)) <= set(contexts(spec, caches))
 
 
+@pytest.mark.parametrize("units", [16, 512, 1024, 1536, 1800, 2048, 2300, 4000])
+def test_the_reason_of_a_hot_layout_is_true_for_dense_layers_of_any_size(units: int) -> None:
+    spec = OpSpec.from_key(f"FULLY_CONNECTED(f32[1x64],*f32[{units}x64],_)->f32[1x{units}]")
+    if "hot" in contexts(spec, CacheSizes()):
+        for model in arrange(spec, "hot", CacheSizes()).models:
+            assert model.copies * copy_bytes(spec) <= CacheSizes().private_bytes
+
+
 def test_float16_weights_count_as_the_floats_that_they_become() -> None:
     network = graphs.parse(built.network_f16())
     assert weight_bytes(network.groups[0].spec) == 4 * (8 * 4 + 8)

@@ -24,7 +24,7 @@ from op_models.convert import (
     reseed,
     sample_inputs,
 )
-from op_models.errors import ConvertError, ModelFileError, OpModelError, UnsupportedModelError
+from op_models.errors import CacheError, ConvertError, ModelFileError, OpModelError, UnsupportedModelError
 from op_models.layers import NetworkBuilder, Precision
 
 SOURCE = KerasSource("tiny", "tests.op_models.oracle_models:nas_bench_201", (("cells", 1),), input_range=(0.0, 1.0))
@@ -172,6 +172,13 @@ def test_a_cached_file_is_given_without_tensorflow(tmp_path: Path, monkeypatch: 
     assert convert(SOURCE, ["float32"], cache=tmp_path) == {"float32": path}
     with pytest.raises(ConvertError, match="extra 'train'"):
         convert(SOURCE, ["float32", "int8"], cache=tmp_path)
+
+
+def test_a_cache_that_cannot_be_written_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(conversion, "installed_versions", lambda: {"tensorflow": "1", "keras": "1"})
+    (tmp_path / "file").touch()
+    with pytest.raises(CacheError, match=r"artefact cache .*file"):
+        convert(SOURCE, cache=tmp_path / "file")
 
 
 def test_an_unknown_precision_is_refused_with_those_that_exist() -> None:
