@@ -15,6 +15,9 @@ NAME := $(shell date -u +%Y%m%d-%H%M%S)
 RUN := runs/$(NAME)
 LUT := $(RUN).lut.json
 BUDGET := 3m
+# Networks that are drawn after the table is closed, and predicted and measured.
+UNSEEN := $(RUN).unseen
+SEED := 2026
 PYTEST := -n auto --dist loadfile
 
 help:
@@ -36,7 +39,9 @@ $(VENV_TRAIN)/made: $(MADE_FROM)
 profile: $(VENV)/made
 	$(PYTHON_TEST) -m harness.profile --out $(RUN) --budget $(BUDGET)
 	$(PYTHON_TEST) -m luts.build $(RUN) -o $(LUT)
-	$(PYTHON_TEST) -m luts.validate --lut $(LUT)
+	$(PYTHON_TEST) -m op_models.spaces enas-micro --count 12 --seed $(SEED) --out $(UNSEEN)
+	$(PYTHON_TEST) -m luts.predict $(UNSEEN)/*.tflite --lut $(LUT)
+	$(PYTHON_TEST) -m luts.validate --lut $(LUT) --model $(UNSEEN)/*.tflite
 
 test: $(VENV)/made
 	$(PYTHON_TEST) -m pytest $(PYTEST) --cov --cov-report=term $(ARGS)

@@ -89,15 +89,17 @@ def slope(copies: Sequence[int], levels_us: Sequence[float], replicates_us: Floa
     times = np.asarray(levels_us, np.float64)
     if len(set(copies)) < 2:
         raise ValueError("a slope needs op models with at least two different N")
-    weights = 1.0 / times**2
+    # A coarse clock may say 0 of a tiny model: it knows no better than a nanosecond.
+    weights = 1.0 / np.maximum(times, 1e-3) ** 2
     mean_n = np.sum(weights * n) / np.sum(weights)
     factors = weights * (n - mean_n) / np.sum(weights * (n - mean_n) ** 2)
-    cost = float(factors @ times)
+    # Sums, not matrix products: those round differently on another processor, where the run is verified.
+    cost = float(np.sum(factors * times))
     fixed = float(np.sum(weights * times) / np.sum(weights) - cost * mean_n)
     nonlinearity = None
     if len(set(copies)) > 2:
-        nonlinearity = float(np.max(np.abs(times - fixed - cost * n)) / np.max(times))
-    return Slope(cost, fixed, replicates_us @ factors, nonlinearity)
+        nonlinearity = float(np.max(np.abs(times - fixed - cost * n)) / max(np.max(times), 1e-3))
+    return Slope(cost, fixed, np.sum(replicates_us * factors, axis=1), nonlinearity)
 
 
 def interval(estimate: float, replicates: Floats, confidence: float = CONFIDENCE) -> tuple[float, float]:

@@ -5,8 +5,9 @@ The same plan with the same files always gives the same jobs with the same ids, 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from harness.jobs import Job, in_blocks, make_job
@@ -99,10 +100,20 @@ def memory_bytes(group: Group, arrangement: Arrangement, model_bytes: int) -> in
     return _OVERHEAD_BYTES + model_bytes + inputs + outputs + arrange.weight_bytes(spec) * arrangement.copies
 
 
+@contextmanager
+def _damage_told(name: str, group: Group) -> Iterator[None]:
+    """An operation whose tensors do not fit its kind (a damaged file) cannot be arranged; the others can."""
+    try:
+        yield
+    except (ValueError, IndexError, TypeError, ZeroDivisionError) as error:
+        reason = f"its tensors do not fit it ({error})"
+        raise NotLiftableError(name, reason, [step.op for step in group.spec.steps]) from error
+
+
 class _Maker:
     def __init__(self, plan: Plan, cache: ArtifactCache, caches: CacheSizes, expansion: Expansion) -> None:
         self.plan, self.cache, self.caches, self.expansion = plan, cache, caches, expansion
-        self.done: set[str] = set()
+        self.done: set[tuple[str, arrange.Context]] = set()
 
     def _job(self, data: bytes, **facts: object) -> None:
         common: dict[str, object] = {
@@ -124,30 +135,42 @@ class _Maker:
         self._job(data, role="network", name=str(path), memory_bytes=4 * len(data) + (64 << 20))
 
     def operations(self, source: Source) -> None:
-        wanted: dict[str, Group] = {}
+        wanted: dict[str, tuple[Group, list[arrange.Context]]] = {}
         for group in graph.groups(source.graph):
             key = group.spec.key
-            if key not in self.done and (source.keys is None or key in source.keys):
-                wanted.setdefault(key, group)
+            if key not in wanted and (source.keys is None or key in source.keys):
+                # An earlier, smaller network may have left out a context that this one needs.
+                contexts = [context for context in self._contexts(group, source) if (key, context) not in self.done]
+                if contexts:
+                    wanted[key] = group, contexts
         if not wanted:
             return
         lifter = lift.Lifter(source.graph)
         real = self._feeds(source.graph, wanted)
-        for key, group in wanted.items():
-            self.done.add(key)
-            contexts = arrange.contexts(group.spec, self.caches, footprint_bytes=source.footprint_bytes)
+        for key, (group, contexts) in wanted.items():
             for context in contexts:
-                if context in self.plan.operations.contexts or len(contexts) == 1:
-                    try:
+                self.done.add((key, context))
+                try:
+                    with _damage_told(source.graph.name, group):
                         self._operation(lifter, group, context, real.get(key))
-                    except NotLiftableError as error:
-                        self.expansion.unliftable[key] = error.reason
+                except NotLiftableError as error:
+                    self.expansion.unliftable[key] = error.reason
+
+    def _contexts(self, group: Group, source: Source) -> Sequence[arrange.Context]:
+        try:
+            with _damage_told(source.graph.name, group):
+                contexts = arrange.contexts(group.spec, self.caches, footprint_bytes=source.footprint_bytes)
+        except NotLiftableError as error:
+            self.expansion.unliftable[group.spec.key] = error.reason
+            return ()
+        # An operation that has none of the contexts asked for is measured in the one that it has.
+        return [context for context in contexts if context in self.plan.operations.contexts] or contexts[:1]
 
     def _operation(self, lifter: lift.Lifter, group: Group, context: arrange.Context, feed: str | None) -> None:
         spec = group.spec
         expected_us = 0.3 + macs(spec) / _GUESS_MACS_PER_US + arrange.copy_bytes(spec) / _GUESS_BYTES_PER_US
         arranged = arrange.arrange(spec, context, self.caches, expected_us=expected_us)
-        for model in arranged.models:
+        for model in self._with_weights(arranged.models):
             data = lifter.op_model(group, model)
             self._job(
                 data,
@@ -160,6 +183,11 @@ class _Maker:
                 memory_bytes=memory_bytes(group, model, len(data)),
                 feed_sha256=feed,
             )
+
+    def _with_weights(self, models: Sequence[arrange.Arrangement]) -> list[arrange.Arrangement]:
+        """LiteRT's own kernels read weights where they lie in the file: there, only weights of a copy's own are cold."""
+        own = self.plan.runtime.delegate == "none"
+        return [replace(model, own_weights=own and model.context != "hot") for model in models]
 
     def _feeds(self, network: Graph, keys: Container[str]) -> Mapping[str, str]:
         """Real input data for operations whose time depends on the data: hash of the packed arrays by key."""

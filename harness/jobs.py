@@ -62,11 +62,12 @@ def in_blocks(jobs: list[Job], *, most_models: int, most_bytes: int) -> list[Job
         if job.role not in ("reference", "empty"):
             subjects.setdefault(job.subject, []).append(job)
     placed: list[Job] = []
+    standing_bytes = sum(job.memory_bytes for job in standing)
     number, held, held_bytes = 0, 0, 0
     for group in subjects.values():
         size_bytes = sum(job.memory_bytes for job in group)
         if number == 0 or held + len(group) > most_models or held_bytes + size_bytes > most_bytes:
-            number, held, held_bytes = number + 1, 0, 0
+            number, held, held_bytes = number + 1, len(standing), standing_bytes
             placed.extend(_standing(standing, f"b{number:03d}"))
         held, held_bytes = held + len(group), held_bytes + size_bytes
         placed.extend(job.model_copy(update={"block": f"b{number:03d}"}) for job in group)

@@ -6,12 +6,14 @@ of a plan are told at once, each with its place (:class:`~harness.errors.PlanErr
 
 from __future__ import annotations
 
+import difflib
 import tomllib
+from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from harness.errors import PlanError
 
@@ -20,21 +22,58 @@ Precision = Literal["float32", "float16", "int8"]
 Delegate = Literal["xnnpack", "none"]
 
 
+def _file_name(text: str | Path) -> str | Path:
+    if "\0" in str(text):
+        raise ValueError("a file name cannot hold the character NUL")
+    return text
+
+
+def _known_space(name: str) -> str:
+    from op_models.spaces.registry import SPACES
+
+    if name not in SPACES:
+        raise ValueError(f"there is no space {name!r}; there are {', '.join(sorted(SPACES))}")
+    return name
+
+
+def _known_key(key: str) -> str:
+    from op_models.errors import SpecError
+    from op_models.spec import OpSpec
+
+    try:
+        OpSpec.from_key(key)
+    except SpecError as error:
+        raise ValueError(str(error)) from error
+    return key
+
+
+def _number(value: object) -> object:
+    if isinstance(value, (bool, str)):
+        raise ValueError("Input should be a number")
+    return value
+
+
+ModelPath = Annotated[Path, BeforeValidator(_file_name)]
+# pydantic would take true for 1 and "2" for 2; in a plan both are mistakes.
+Whole = Annotated[int, BeforeValidator(_number)]
+Real = Annotated[float, BeforeValidator(_number)]
+
+
 class _Section(BaseModel):
     # A plan is typed by hand: closed and frozen, but TOML's arrays become tuples and 1 may stand for 1.0.
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class Operations(_Section):
     """Where the operations to measure come from."""
 
-    models: tuple[Path, ...] = ()
+    models: tuple[ModelPath, ...] = ()
     """``.tflite`` files whose operations are lifted with their own weights."""
-    spaces: tuple[str, ...] = ()
+    spaces: tuple[Annotated[str, AfterValidator(_known_space)], ...] = ()
     """Search spaces, all of whose operations are measured."""
     precision: tuple[Precision, ...] = ("float32",)
     """Precisions of the spaces' operations."""
-    keys: tuple[str, ...] = ()
+    keys: tuple[Annotated[str, AfterValidator(_known_key)], ...] = ()
     """Single operations by key."""
     elp_nas: bool = False
     """Also the twelve N-repeated operations of ELP-NAS with that work's own statistic, for comparison."""
@@ -44,14 +83,14 @@ class Operations(_Section):
 class Networks(_Section):
     """Whole networks to measure, for calibration and validation."""
 
-    models: tuple[Path, ...] = ()
+    models: tuple[ModelPath, ...] = ()
 
 
 class Device(_Section):
     """The device that measures."""
 
     kind: Literal["local"] = "local"
-    core: Annotated[int, Field(ge=0)] | None = None
+    core: Annotated[Whole, Field(ge=0)] | None = None
     """Core to pin to; the last usable one where none is named."""
 
 
@@ -60,25 +99,25 @@ class Runtime(_Section):
 
     name: Literal["litert"] = "litert"
     delegate: Delegate = "xnnpack"
-    threads: Annotated[int, Field(ge=1, le=64)] = 1
+    threads: Annotated[Whole, Field(ge=1, le=64)] = 1
 
 
 class Measure(_Section):
     """How much is measured and when it is enough."""
 
-    rounds_min: Annotated[int, Field(ge=3, le=1000)] = 10
-    rounds_max: Annotated[int, Field(ge=3, le=10_000)] = 24
-    burst_us: Annotated[float, Field(gt=0, le=1e7)] = 3000.0
+    rounds_min: Annotated[Whole, Field(ge=3, le=1000)] = 10
+    rounds_max: Annotated[Whole, Field(ge=3, le=10_000)] = 24
+    burst_us: Annotated[Real, Field(gt=0, le=1e7)] = 3000.0
     """Time that one visit to a model aims at; at least three invocations are made whatever they take."""
-    target_half_width_frac: Annotated[float, Field(gt=0, lt=1)] = 0.02
+    target_half_width_frac: Annotated[Real, Field(gt=0, lt=1)] = 0.02
     """An operation is done when the half-width of its 95 % interval is below this share of it."""
-    budget_s: Annotated[float, Field(gt=0)] | None = None
-    block_models: Annotated[int, Field(ge=4, le=5000)] = 700
+    budget_s: Annotated[Real, Field(gt=0)] | None = None
+    block_models: Annotated[Whole, Field(ge=4, le=5000)] = 700
     """Most op models loaded at once."""
-    block_bytes: Annotated[int, Field(ge=2**20)] = 6 * 2**30
+    block_bytes: Annotated[Whole, Field(ge=2**20)] = 6 * 2**30
     """Most memory that the op models of a block may take together."""
-    job_timeout_s: Annotated[float, Field(gt=0)] = 120.0
-    seed: Annotated[int, Field(ge=0, lt=2**32)] = 1
+    job_timeout_s: Annotated[Real, Field(gt=0)] = 120.0
+    seed: Annotated[Whole, Field(ge=0, lt=2**32)] = 1
 
     @model_validator(mode="after")
     def _ordered(self) -> Measure:
@@ -98,16 +137,6 @@ class Plan(_Section):
     runtime: Runtime = Runtime()
     measure: Measure = Measure()
 
-    @field_validator("operations")
-    @classmethod
-    def _known_spaces(cls, operations: Operations) -> Operations:
-        from op_models.spaces.registry import SPACES
-
-        unknown = [name for name in operations.spaces if name not in SPACES]
-        if unknown:
-            raise ValueError(f"there is no space {', '.join(unknown)}; there are {', '.join(sorted(SPACES))}")
-        return operations
-
     @model_validator(mode="after")
     def _something(self) -> Plan:
         asked = self.operations
@@ -123,7 +152,7 @@ def parse(text: str, source: str = "the plan", *, directory: Path | None = None,
     """
     try:
         content = tomllib.loads(text)
-    except (tomllib.TOMLDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:  # not only TOMLDecodeError: Python refuses a number of 5000 digits
         raise PlanError(problems=[("", f"not valid TOML ({error})")], source=source) from error
     if "plan_format" in content and content["plan_format"] != PLAN_FORMAT:
         found = content["plan_format"]
@@ -131,9 +160,9 @@ def parse(text: str, source: str = "the plan", *, directory: Path | None = None,
     try:
         plan = Plan.model_validate(content)
     except ValidationError as error:
-        problems = [(".".join(map(str, found["loc"])), _reason(found["msg"])) for found in error.errors()]
+        problems = [(".".join(map(str, item["loc"])), _reason(item["type"], item["loc"], item["msg"])) for item in error.errors()]
         raise PlanError(problems=problems, source=source) from error
-    plan = _absolute(plan, directory or Path.cwd())
+    plan = _absolute(plan, directory or Path.cwd(), source)
     if check_files:
         require_files(plan, source)
     return plan
@@ -141,28 +170,54 @@ def parse(text: str, source: str = "the plan", *, directory: Path | None = None,
 
 def require_files(plan: Plan, source: str) -> None:
     """Raises :class:`PlanError` with every model file of a plan that is not there."""
-    missing = [
-        (f"{section}.models.{i}", f"{path} does not exist")
+    looked = [
+        (f"{section}.models.{i}", _why_no_file(path))
         for section, paths in (("operations", plan.operations.models), ("networks", plan.networks.models))
         for i, path in enumerate(paths)
-        if not path.is_file()
     ]
-    if missing:
-        raise PlanError(problems=missing, source=source)
+    problems = [(place, reason) for place, reason in looked if reason is not None]
+    if problems:
+        raise PlanError(problems=problems, source=source)
 
 
-def _reason(message: str) -> str:
-    return message.removeprefix("Value error, ")
+def _why_no_file(path: Path) -> str | None:
+    try:
+        if path.is_file():
+            return None
+        return f"{path} is not a file" if path.exists() else f"{path} does not exist"
+    except OSError as error:  # a name that is too long, a directory that may not be entered
+        return f"{path} cannot be found ({error.strerror})"
 
 
-def _absolute(plan: Plan, directory: Path) -> Plan:
-    def resolved(paths: tuple[Path, ...]) -> tuple[Path, ...]:
-        return tuple((directory / path.expanduser()).resolve() for path in paths)
+def _reason(kind: str, place: Sequence[int | str], message: str) -> str:
+    if kind != "extra_forbidden":
+        return message.removeprefix("Value error, ")
+    section: Any = Plan
+    for name in place[:-1]:
+        section = section.model_fields[name].annotation
+    near = difflib.get_close_matches(str(place[-1]), section.model_fields, 1)
+    return "there is no such setting" + (f"; the nearest is {near[0]}" if near else "")
 
+
+def _absolute(plan: Plan, directory: Path, source: str) -> Plan:
+    problems: list[tuple[str, str]] = []
+
+    def resolved(section: str, paths: tuple[Path, ...]) -> tuple[Path, ...]:
+        found = []
+        for i, path in enumerate(paths):
+            try:
+                found.append((directory / path.expanduser()).resolve())
+            except (OSError, RuntimeError) as error:  # a home of nobody, links in a circle
+                problems.append((f"{section}.models.{i}", f"{path} leads nowhere ({error})"))
+        return tuple(found)
+
+    operations, networks = resolved("operations", plan.operations.models), resolved("networks", plan.networks.models)
+    if problems:
+        raise PlanError(problems=problems, source=source)
     return plan.model_copy(
         update={
-            "operations": plan.operations.model_copy(update={"models": resolved(plan.operations.models)}),
-            "networks": plan.networks.model_copy(update={"models": resolved(plan.networks.models)}),
+            "operations": plan.operations.model_copy(update={"models": operations}),
+            "networks": plan.networks.model_copy(update={"models": networks}),
         }
     )
 
@@ -188,8 +243,12 @@ def for_models(
 ) -> tuple[Plan, str]:
     """A plan that measures every operation of the given files (and the given whole networks), and its text.
 
-    Runtime, device and measure sections are those of ``template``, else the defaults.
+    Runtime, device and measure sections are those of ``template``, else the defaults. Raises :class:`PlanError` where a file
+    is missing or its name cannot be written in TOML.
     """
+    for place, path in enumerate((*models, *networks)):
+        if not _is_text(str(path.resolve())):
+            raise PlanError(problems=[(f"file {place + 1}", f"its name {str(path)!r} is not UTF-8 text")], source="the request")
     lines = [f"plan_format = {PLAN_FORMAT}", f'name = "{name}"', "", "[operations]", f"models = {_toml_paths(models)}"]
     if networks:
         lines += ["", "[networks]", f"models = {_toml_paths(networks)}"]
@@ -198,7 +257,15 @@ def for_models(
             values = getattr(template, section).model_dump(mode="json", exclude_none=True)
             lines += ["", f"[{section}]"] + [f"{key} = {_toml_value(value)}" for key, value in values.items()]
     text = "\n".join(lines) + "\n"
-    return parse(text, name), text
+    return parse(text, "the request"), text
+
+
+def _is_text(name: str) -> bool:
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _toml_paths(paths: tuple[Path, ...]) -> str:
@@ -211,5 +278,5 @@ def _toml_value(value: object) -> str:
     if isinstance(value, (int, float)):
         return repr(value)
     escaped = str(value).replace("\\", "\\\\").replace('"', '\\"')
-    escaped = "".join(c if c.isprintable() else f"\\u{ord(c):04x}" for c in escaped)
+    escaped = "".join(c if c.isprintable() else f"\\U{ord(c):08x}" for c in escaped)
     return f'"{escaped}"'

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import re
 import shlex
 import signal
@@ -60,12 +61,15 @@ def parser() -> argparse.ArgumentParser:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command; returns its exit status."""
-    chosen = parser().parse_args(arguments)
+    options = parser()
+    chosen = options.parse_args(arguments)
+    if chosen.resume is not None and (chosen.out is not None or chosen.dry_run):
+        options.error("--resume takes neither --out nor --dry-run")
     command = ("python", "-m", "harness.profile", *(sys.argv[1:] if arguments is None else arguments))
     try:
         return _run(chosen, command)
     except InterruptedRunError as error:
-        print(f"{error}\nnext: python -m harness.profile --resume {shlex.quote(str(error.path))}", file=sys.stderr)
+        print(f"{error}\nnext: python -m harness.profile --resume {_quoted(error.path)}", file=sys.stderr)
         return error.exit_code
     except HarnessError as error:
         print(error, file=sys.stderr)
@@ -74,15 +78,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(error, file=sys.stderr)
         return ExitCode.BAD_REQUEST
     except KeyboardInterrupt:
-        print("stopped before anything was measured", file=sys.stderr)
+        again = "start it again" if chosen.resume is None else f"python -m harness.profile --resume {_quoted(chosen.resume)}"
+        print(f"stopped before anything was measured\nnext: {again}", file=sys.stderr)
         return ExitCode.INTERRUPTED
+    except BrokenPipeError:  # the reader (head, less) has left; the run itself is on disk
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return ExitCode.DONE
 
 
 def _run(chosen: argparse.Namespace, command: tuple[str, ...]) -> int:
     from harness.progress import Progress
 
-    if chosen.resume is not None and (chosen.out is not None or chosen.dry_run):
-        raise argparse.ArgumentError(None, "--resume takes neither --out nor --dry-run")
     with Progress() as progress:
         settings = Settings(watcher=progress, budget_s=chosen.budget, command=command)
         _stop_on_terminate()
@@ -96,7 +102,8 @@ def _run(chosen: argparse.Namespace, command: tuple[str, ...]) -> int:
                 return ExitCode.DONE
             outcome = run(plan, text, chosen.out or _new_directory(), settings)
     _report(outcome, chosen.json)
-    return ExitCode.SOME_JOBS_FAILED if outcome.failed else ExitCode.DONE
+    sys.stdout.flush()
+    return ExitCode.SOME_JOBS_FAILED if outcome.failed or outcome.unliftable else ExitCode.DONE
 
 
 def _plan(chosen: argparse.Namespace) -> tuple[Plan, str]:
@@ -164,12 +171,16 @@ def _report(outcome: Outcome, as_json: bool) -> None:
     for key, reason in outcome.unliftable.items():
         print(f"cannot be measured: {key} ({reason})", file=sys.stderr)
     share = 0.0 if outcome.wall_s == 0 else outcome.measured_s / outcome.wall_s
-    quoted = shlex.quote(str(outcome.path))
+    quoted = _quoted(outcome.path)
     print(
         f"{outcome.finished} jobs finished, {len(outcome.failed)} failed; {outcome.wall_s:.0f} s, "
         f"{100 * share:.0f} % of it inside measured inference\nnext: python -m luts.build {quoted} -o lut.json",
         file=sys.stderr,
     )
+
+
+def _quoted(path: Path) -> str:
+    return shlex.quote(str(path))
 
 
 def _rows(table: dict[str, Any]) -> list[str]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import secrets
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -22,12 +23,13 @@ from harness import operation_table, raw, rundir
 from harness import plan as plans
 from harness.clock import Clock, SystemClock, unix_now_us
 from harness.devices.bench import Bench
-from harness.devices.local import LocalBench, last_core
+from harness.devices.local import LocalBench, can_pin, last_core
 from harness.errors import (
     CorruptRunError,
     DeviceError,
     InterruptedRunError,
     ResumeMismatchError,
+    RunExistsError,
     WorkerDiedError,
 )
 from harness.estimate import Floats, burst_values, interval, levels_with_replicates
@@ -44,6 +46,7 @@ from op_models.errors import CacheError
 
 ATTEMPTS = 3
 _MOST_SHARED_BYTES = 64 << 20  # far op models rotate through this much, and hundreds of them are in memory
+_LEAST_ROUNDS = 3  # below this many there is no interval to speak of
 _CHECK_EVERY = 2  # rounds between two looks at the intervals
 
 
@@ -99,6 +102,8 @@ class Settings:
     command: tuple[str, ...] = ()
     plan_directory: Path | None = None
     """Where a plan's relative paths start."""
+    bench: Bench | None = None
+    """What measures, instead of the device that the plan names."""
 
 
 def cache_sizes(facts: DeviceFacts) -> CacheSizes:
@@ -110,8 +115,10 @@ def cache_sizes(facts: DeviceFacts) -> CacheSizes:
 
 
 def bench_of(plan: Plan, feeds: Mapping[str, Path] | None = None) -> Bench:
-    """The bench that a plan names."""
+    """The bench that a plan names. Raises :class:`DeviceError` where this computer has no such core."""
     core = plan.device.core if plan.device.core is not None else last_core()
+    if plan.device.core is not None and not can_pin(plan.device.core):
+        raise DeviceError(f"a process cannot be bound to core {plan.device.core} here (this computer has {os.cpu_count()} cores)")
     return LocalBench(
         core=core,
         burst_us=plan.measure.burst_us,
@@ -124,9 +131,9 @@ def bench_of(plan: Plan, feeds: Mapping[str, Path] | None = None) -> Bench:
 def prepare(plan: Plan, settings: Settings, progress: Callable[[str], None] = lambda _: None) -> tuple[Expansion, Bench]:
     """Expands a plan for the device it names; nothing is measured yet."""
     cache = settings.cache or default_cache()
-    bench = bench_of(plan)
+    bench = settings.bench or bench_of(plan)
     expansion = expand(plan, cache, cache_sizes(bench.facts()), progress=progress)
-    return expansion, bench_of(plan, expansion.feeds)
+    return expansion, settings.bench or bench_of(plan, expansion.feeds)
 
 
 def run(plan: Plan, plan_text: str, path: Path, settings: Settings | None = None) -> Outcome:
@@ -136,6 +143,8 @@ def run(plan: Plan, plan_text: str, path: Path, settings: Settings | None = None
     user stops it (what is measured is kept).
     """
     settings = settings or Settings()
+    if rundir.condition(path) in ("run", "finished"):  # said before minutes of preparation, not after
+        raise RunExistsError(path=path, is_run=True)
     expansion, bench = prepare(plan, settings)
     manifest = Manifest(
         run_id=f"{time.strftime('%Y%m%d-%H%M%S', time.gmtime())}-{secrets.token_hex(3)}",
@@ -152,7 +161,7 @@ def run(plan: Plan, plan_text: str, path: Path, settings: Settings | None = None
 
 
 def resume(path: Path, settings: Settings | None = None) -> Outcome:
-    """Measures what is missing in a run directory that was cut short; a finished one is left as it is.
+    """Measures what is missing in a run directory that was cut short; of a finished one only the table is computed again.
 
     The plan, the jobs and their op models are the run's own: op models come from the cache, and are made again from the
     plan where the cache lost them. Raises as :func:`run`, and ResumeMismatchError where they cannot be made again.
@@ -166,15 +175,22 @@ def resume(path: Path, settings: Settings | None = None) -> Outcome:
         state = writer.state()
         unliftable = _texts(writer.manifest.settings.get("unliftable"))
         if writer.is_closed:
+            _derive(writer)
             failed = {name: event.message for name, event in state.failed.items()}
             return Outcome(path, len(state.finished), failed, unliftable, 0.0, 0.0)
         cache = settings.cache or default_cache()
         if not all(_held(cache, job) for job in jobs):
             _make_again(plan, jobs, cache, path, settings)
         feeds = {job.feed_sha256: cache.path(job.feed_sha256) for job in jobs if job.feed_sha256 is not None}
+        bench = settings.bench or bench_of(plan, feeds)
         writer.append(journals.RunResumed(reason="asked to go on"))
         expansion = Expansion(jobs=jobs, unliftable=unliftable, feeds=feeds)
-        return _Run(plan, writer, bench_of(plan, feeds), settings, expansion).measure()
+        return _Run(plan, writer, bench, settings, expansion).measure()
+
+
+def _derive(run: RunWriter) -> None:
+    for name, data in operation_table.files(operation_table.compute(run)).items():
+        run.put_derived(name, data)
 
 
 def _texts(value: object) -> dict[str, str]:
@@ -240,17 +256,16 @@ class _Run:
         blocks: dict[str, list[int]] = {}
         for place, job in enumerate(self.jobs):
             blocks.setdefault(job.block, []).append(place)
-        self.settings.watcher.begins(self.writer.path, len(self.jobs), len(blocks))
         try:
+            self.settings.watcher.begins(self.writer.path, len(self.jobs), len(blocks))
             for name, places in blocks.items():
                 self._block(name, places, blocks)
+            _derive(self.writer)
+            self.writer.finish()
         except KeyboardInterrupt as stop:
-            self.writer.append(journals.RunInterrupted(reason="stopped by the user"))
+            if not self.writer.state().is_finished:
+                self.writer.append(journals.RunInterrupted(reason="stopped by the user"))
             raise InterruptedRunError(path=self.writer.path, reason="stopped by the user") from stop
-        table = operation_table.compute(self.writer)
-        for name, data in operation_table.files(table).items():
-            self.writer.put_derived(name, data)
-        self.writer.finish()
         state = self.writer.state()
         return Outcome(
             path=self.writer.path,
@@ -285,8 +300,7 @@ class _Run:
         kind, message = type(error).__name__, str(error)
         self.writer.append(journals.AttemptAbandoned(block=name, attempt=number, error=kind, message=message))
         if last:
-            for place in recorder.live():
-                recorder.failed(place, error)
+            recorder.give_up(error)
 
     @staticmethod
     def _open(job_id: str, state: journals.JournalState) -> bool:
@@ -313,13 +327,18 @@ class _Recorder:
         state = run.writer.state()
         self.open = {i for i, job in enumerate(self.jobs) if _Run._open(job.job_id, state)}
         self.empty = next(i for i, job in enumerate(self.jobs) if job.role == "empty")
-        earlier = [self._values(rows) for _, rows in run.writer.rounds(block)]
-        self.values: list[Floats] = earlier
-        self.rounds = len(earlier)
+        # An operation may have lost or finished one of its op models in an earlier attempt: the others still need it.
+        self.whole = [place for place, job in enumerate(run.jobs) if job.block == block]
+        column_of = {place: column for column, place in enumerate(self.whole)}
+        self.column = [column_of[place] for place in self.places]
+        self.lost = {place for place in self.whole if run.jobs[place].job_id in state.failed}
+        self.history = [self._history(rows) for _, rows in run.writer.rounds(block)]
+        self.values: list[Floats] = [values[self.column] for values in self.history]
+        self.rounds = len(self.values)
         self.checked = 0
 
-    def _values(self, rows: raw.RawRows) -> Floats:
-        return burst_values(rows, "thread-cpu" if self.clock == "thread-cpu" else "wall", len(self.run.jobs))[self.places]
+    def _history(self, rows: raw.RawRows) -> Floats:
+        return burst_values(rows, "thread-cpu" if self.clock == "thread-cpu" else "wall", len(self.run.jobs))[self.whole]
 
     def live(self) -> list[int]:
         """Places in the block that want another round: open jobs, and the standing models as long as there are any."""
@@ -334,18 +353,22 @@ class _Recorder:
     def _count(self, index: int) -> int:
         return sum(1 for values in self.values if not np.isnan(values[index]))
 
+    def _counts(self) -> Floats:
+        counts: Floats = np.sum(~np.isnan(np.stack(self.values)), axis=0)
+        return counts
+
     def _settle(self) -> None:
         measure = self.run.plan.measure
         if not self.values or len(self.values) == self.checked:
             return
         self.checked = len(self.values)
-        counts = np.sum(~np.isnan(np.stack(self.values)), axis=0)
+        counts = self._counts()
         late = self.deadline_us is not None and self.run.settings.clock.now_us() >= self.deadline_us
         due = {i for i in self.open if counts[i] >= measure.rounds_max}
         for index in sorted(due):
             self._finish(index, "rounds", counts)
         if late:
-            for index in sorted(i for i in self.open if counts[i] >= 3):
+            for index in sorted(i for i in self.open if counts[i] >= _LEAST_ROUNDS):
                 self._finish(index, "budget", counts)
         ripe = {i for i in self.open if counts[i] >= measure.rounds_min}
         if ripe and len(self.values) % _CHECK_EVERY == 0:
@@ -354,26 +377,31 @@ class _Recorder:
 
     def _converged(self, ripe: set[int]) -> set[int]:
         """Jobs whose subject has a narrow enough interval; the op models of one operation converge together."""
-        values = np.stack(self.values)
-        levels, replicates = levels_with_replicates(values)
-        target = self.run.plan.measure.target_half_width_frac
+        levels, replicates = levels_with_replicates(np.stack(self.history))
+        index_of = {column: index for index, column in enumerate(self.column)}
         subjects: dict[str, list[int]] = {}
-        for index, job in enumerate(self.jobs):
-            if job.role not in ("reference", "empty"):
-                subjects.setdefault(job.subject, []).append(index)
+        for column, place in enumerate(self.whole):
+            job = self.run.jobs[place]
+            if job.role not in ("reference", "empty") and place not in self.lost:
+                subjects.setdefault(job.subject, []).append(column)
         done: set[int] = set()
         for members in subjects.values():
-            if not set(members) <= ripe:
-                continue
-            if self.jobs[members[0]].key is not None:
-                fit = operation_fit([self.jobs[i] for i in members], members, levels, replicates, self.empty)
-                estimate, spread = fit.cost_us, fit.replicates_us
-            else:
-                estimate, spread = float(levels[members[0]]), replicates[:, members[0]]
-            low, high = interval(estimate, spread)
-            if estimate > 0 and (high - low) / 2 <= target * estimate:
-                done.update(members)
+            waiting = {index_of[column] for column in members if column in index_of} & self.open
+            if waiting and waiting <= ripe and self._is_narrow(members, levels, replicates):
+                done.update(waiting)
         return done
+
+    def _is_narrow(self, members: list[int], levels: Floats, replicates: Floats) -> bool:
+        jobs = [self.run.jobs[self.whole[column]] for column in members]
+        if jobs[0].key is None:
+            estimate, spread = float(levels[members[0]]), replicates[:, members[0]]
+        elif jobs[0].context == "hot" and len(jobs) < 2:
+            return True  # its partner cannot run: no number of rounds makes a slope of one op model
+        else:
+            fit = operation_fit(jobs, members, levels, replicates, self.column[self.empty])
+            estimate, spread = fit.cost_us, fit.replicates_us
+        low, high = interval(estimate, spread)
+        return estimate > 0 and (high - low) / 2 <= self.run.plan.measure.target_half_width_frac * estimate
 
     def _finish(self, index: int, reason: str, counts: Floats) -> None:
         self.open.discard(index)
@@ -387,7 +415,8 @@ class _Recorder:
         kept["job"] = np.asarray(self.places, np.uint32)[rows["job"]]
         self.run.writer.record_round(self.block, kept)
         self.run.measured_ns += int(kept["wall_ns"].sum())
-        self.values.append(self._values(kept))
+        self.history.append(self._history(kept))
+        self.values.append(self.history[-1][self.column])
         self.run.settings.watcher.round(self.block, len(self.values), len(self.open))
 
     def failed(self, place: int, error: DeviceError) -> None:
@@ -396,10 +425,20 @@ class _Recorder:
         if place not in self.open:
             return
         self.open.discard(place)
+        self.lost.add(self.places[place])
         attempt = self.run.writer.state().failures.get(job.job_id, 0) + 1
         kind, message = type(error).__name__, str(error)
         self.run.writer.append(journals.JobFailed(job_id=job.job_id, attempt=attempt, error=kind, message=message))
         self.run.settings.watcher.job_failed(job, message)
+
+    def give_up(self, error: DeviceError) -> None:
+        """Ends the block's last attempt: what has enough rounds is finished, the rest failed."""
+        self._settle()
+        for index in sorted(self.open):
+            if self.jobs[index].role in ("reference", "empty") and self._count(index) >= _LEAST_ROUNDS:
+                self._finish(index, "rounds", self._counts())
+            else:
+                self.failed(index, error)
 
     def expected_us(self, expected: Mapping[int, float]) -> None:
         """The bench's first impression; the display estimates from rounds instead."""
@@ -410,6 +449,6 @@ class _Recorder:
             for index in sorted(self.open):
                 self.failed(index, WorkerDiedError(returncode=None, last_lines=["no round was measured"]))
             return
-        counts = np.sum(~np.isnan(np.stack(self.values)), axis=0)
+        counts = self._counts()
         for index in sorted(self.open):
             self._finish(index, "rounds", counts)

@@ -21,15 +21,15 @@ def verify(path: Path) -> list[Finding]:
     findings = list(check_integrity(path))
     if any(finding.is_error for finding in findings):
         return findings  # derived numbers would be computed from data that is known to be wrong
-    run = rundir.read_run(path)
     directory = path / "derived"
     try:
+        run = rundir.read_run(path)
         expected = operation_table.files(operation_table.compute(run))
     except HarnessError as error:
-        return [*findings, Finding("derived", str(directory), str(error), is_error=True)]
+        return [*findings, Finding("derived", "derived", str(error), is_error=True)]
     for name, data in expected.items():
         file = directory / name
-        if not file.exists():
+        if not file.is_file():
             lost = run.is_closed
             text = "the derived table is missing; it can be computed again from the raw data"
             findings.append(Finding("derived", f"derived/{name}", text, is_error=lost))

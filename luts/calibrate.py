@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 # the shipped prior fills up what is missing.
 LEAST_DOF = 3.0
 # A residual beyond this many robust standard deviations counts as this many: one broken measurement must not set the
-# width of every interval, but it must not vanish either.
-CLIP_SD = 3.0
+# width of every interval, but it must not vanish either. Generous, since families of networks differ in their spread.
+CLIP_SD = 6.0
 # Relative discrepancies below this are below what a retest of the same network shows.
 MIN_RELATIVE_SD = 0.002
 
@@ -110,9 +110,7 @@ def applied(lut: Lut, setting: Setting, fitted: Fit, *, with_scale: bool) -> Lut
             networks=fitted.discrepancy.networks,
             model_sha256s=fitted.discrepancy.model_sha256s,
         )
-    return with_setting_header(
-        lut, replace(lut.setting_header(setting), calibration=calibration, discrepancy=fitted.discrepancy)
-    )
+    return with_setting_header(lut, replace(lut.setting_header(setting), calibration=calibration, discrepancy=fitted.discrepancy))
 
 
 def with_setting_header(lut: Lut, header: SettingHeader) -> Lut:
@@ -127,9 +125,7 @@ def uncalibrated(lut: Lut, setting: Setting) -> Lut:
     return lut if header.calibration is None else with_setting_header(lut, replace(header, calibration=None))
 
 
-def calibrate(
-    lut: Lut, measured_path: Path | str, *, setting: Setting | None = None, with_scale: bool = True
-) -> tuple[Lut, Fit]:
+def calibrate(lut: Lut, measured_path: Path | str, *, setting: Setting | None = None, with_scale: bool = True) -> tuple[Lut, Fit]:
     """Learn scale and discrepancy from a file of measured networks (:mod:`luts.measured`).
 
     Networks marked ``"fit": false`` are left out: they are kept for validation. What was fitted before is replaced, not
@@ -174,9 +170,7 @@ def _parser() -> argparse.ArgumentParser:
         epilog="exit status: 0 written, 2 not. Never validate on the networks given here.",
     )
     parser.add_argument("--lut", required=True, metavar="TABLE", help="the table to calibrate (it is not changed)")
-    parser.add_argument(
-        "--measured", required=True, metavar="FILE", help="JSON or CSV of networks and their measured_us"
-    )
+    parser.add_argument("--measured", required=True, metavar="FILE", help="JSON or CSV of networks and their measured_us")
     parser.add_argument("-o", "--output", required=True, metavar="TABLE", help="the calibrated table to write")
     parser.add_argument("--no-scale", action="store_true", help="fit no scale: learn the discrepancy only")
     parser.add_argument("--json", action="store_true", help="print what was learnt as JSON")
@@ -194,9 +188,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         from luts.storage import load, save
 
         lut = load(arguments.lut)
-        setting = lut.setting(
-            delegate=arguments.delegate, threads=arguments.threads, core_cluster=arguments.core_cluster
-        )
+        setting = lut.setting(delegate=arguments.delegate, threads=arguments.threads, core_cluster=arguments.core_cluster)
         with_scale = not arguments.no_scale
         calibrated, fitted = calibrate(lut, arguments.measured, setting=setting, with_scale=with_scale)
         save(calibrated, arguments.output)
@@ -212,17 +204,16 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(json.dumps(found, indent=1))
         else:
             print(arguments.output)
+        told = "no scale, "
         if with_scale:
             told = f"scale {fitted.scale:.4f} ({fitted.scale_low:.4f} to {fitted.scale_high:.4f}), "
-        else:
-            told = "no scale, "
         networks = fitted.discrepancy.networks
         print(
             f"{told}discrepancy {100 * fitted.discrepancy.relative_sd:.2f} % from {networks} "
             f"network{'' if networks == 1 else 's'}",
             file=sys.stderr,
         )
-        print(f"next: python -m luts.validate --lut {arguments.output} --model NETWORK.tflite ...", file=sys.stderr)
+        print(f"next: python -m luts.validate --lut {arguments.output}", file=sys.stderr)
         return DONE
 
     return guarded(work)

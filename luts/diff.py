@@ -67,9 +67,7 @@ class Comparison:
         return (ratios[(len(ratios) - 1) // 2] + ratios[len(ratios) // 2]) / 2
 
 
-def diff(
-    a: Lut, b: Lut, *, correction: str = "bh", alpha: float = 0.05, at_least_frac: float = AT_LEAST_FRAC
-) -> Comparison:
+def diff(a: Lut, b: Lut, *, correction: str = "bh", alpha: float = 0.05, at_least_frac: float = AT_LEAST_FRAC) -> Comparison:
     """Compare two tables entry by entry (same key, context and setting).
 
     A difference is real where its p value, corrected by ``holm`` (the chance of any false claim is ``alpha``) or ``bh``

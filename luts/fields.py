@@ -206,8 +206,7 @@ def sequence(source: Mapping[str, Any], name: str) -> list[Any]:
 def texts(source: Mapping[str, Any], name: str) -> tuple[str, ...]:
     """A list of texts that are not empty."""
     return tuple(
-        text({f"{name}[{position}]": value}, f"{name}[{position}]")
-        for position, value in enumerate(sequence(source, name))
+        text({f"{name}[{position}]": value}, f"{name}[{position}]") for position, value in enumerate(sequence(source, name))
     )
 
 

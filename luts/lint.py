@@ -175,9 +175,7 @@ def _non_monotonic(entries: Sequence[Entry]) -> Iterable[Finding]:
             yield from _within_family(kind, members)
 
 
-def _within_family(
-    kind: str, members: Sequence[tuple[np.ndarray[Any, np.dtype[np.int64]], Entry]]
-) -> Iterable[Finding]:
+def _within_family(kind: str, members: Sequence[tuple[np.ndarray[Any, np.dtype[np.int64]], Entry]]) -> Iterable[Finding]:
     sizes = np.array([varied for varied, _ in members])
     low = np.array([entry.latency_us_low for _, entry in members])
     for varied, entry in members:
@@ -240,9 +238,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--model", nargs="+", default=[], metavar="NETWORK.tflite", help="operations it must hold")
     parser.add_argument("--space", action="append", default=[], metavar="NAME", help="search space it must cover")
     parser.add_argument("--precision", default="float32", help="precision of the spaces' networks (float32)")
-    parser.add_argument(
-        "--wide", type=float, default=100 * WIDE_FRAC, metavar="PERCENT", help="half-width that is too wide (10)"
-    )
+    parser.add_argument("--wide", type=float, default=100 * WIDE_FRAC, metavar="PERCENT", help="half-width that is too wide (10)")
     parser.add_argument("--json", action="store_true", help="print JSON")
     return parser
 

@@ -173,17 +173,13 @@ class CostTable:
     def unknown(self, misses: Sequence[Miss]) -> UnknownOpError:
         """The error for a network with misses, to be raised by the caller."""
         first = misses[0]
-        return UnknownOpError(
-            first.key, first.nearest[0] if first.nearest else None, reason=first.reason, misses=misses
-        )
+        return UnknownOpError(first.key, first.nearest[0] if first.nearest else None, reason=first.reason, misses=misses)
 
     @property
     def caches(self) -> CacheSizes:
         """The caches that the contexts refer to; what the table does not tell is assumed."""
         device, assumed = self.lut.header.device, CacheSizes()
-        return CacheSizes(
-            device.private_cache_bytes or assumed.private_bytes, device.shared_cache_bytes or assumed.shared_bytes
-        )
+        return CacheSizes(device.private_cache_bytes or assumed.private_bytes, device.shared_cache_bytes or assumed.shared_bytes)
 
     def costs(
         self,

@@ -167,9 +167,7 @@ class Score:
     median_half_width_frac: float | None = None
 
 
-def score(
-    measured_us: Values, predicted_us: Values, low_us: Values | None = None, high_us: Values | None = None
-) -> Score:
+def score(measured_us: Values, predicted_us: Values, low_us: Values | None = None, high_us: Values | None = None) -> Score:
     """Every metric at once, intervals included where both ends are given."""
     truth, guess = _pair(measured_us, predicted_us)
     return Score(
@@ -184,10 +182,6 @@ def score(
         hits_10_frac=hits_frac(truth, guess, 0.10),
         spearman=spearman(truth, guess),
         kendall=kendall(truth, guess),
-        interval_coverage_frac=(
-            None if low_us is None or high_us is None else interval_coverage_frac(truth, low_us, high_us)
-        ),
-        median_half_width_frac=(
-            None if low_us is None or high_us is None else median_half_width_frac(guess, low_us, high_us)
-        ),
+        interval_coverage_frac=(None if low_us is None or high_us is None else interval_coverage_frac(truth, low_us, high_us)),
+        median_half_width_frac=(None if low_us is None or high_us is None else median_half_width_frac(guess, low_us, high_us)),
     )

@@ -235,17 +235,11 @@ class Lut:
         """The settings for which there are entries, in the header's order."""
         return tuple(header.setting for header in self.header.settings)
 
-    def setting(
-        self, *, delegate: str | None = None, threads: int | None = None, core_cluster: str | None = None
-    ) -> Setting:
+    def setting(self, *, delegate: str | None = None, threads: int | None = None, core_cluster: str | None = None) -> Setting:
         """The one setting that matches what is given. Raises :class:`~luts.errors.SettingError` for none or several."""
         wanted = {"delegate": delegate, "threads": threads, "core_cluster": core_cluster}
         asked = {name: value for name, value in wanted.items() if value is not None}
-        matching = [
-            setting
-            for setting in self.settings
-            if all(getattr(setting, name) == value for name, value in asked.items())
-        ]
+        matching = [setting for setting in self.settings if all(getattr(setting, name) == value for name, value in asked.items())]
         if len(matching) != 1:
             said = ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in asked.items())
             raise SettingError(said, [str(setting) for setting in self.settings], len(matching))
@@ -258,9 +252,7 @@ class Lut:
                 return header
         raise SettingError(str(setting), [str(known) for known in self.settings], 0)
 
-    def table(
-        self, *, delegate: str | None = None, threads: int | None = None, core_cluster: str | None = None
-    ) -> CostTable:
+    def table(self, *, delegate: str | None = None, threads: int | None = None, core_cluster: str | None = None) -> CostTable:
         """The cost model of one setting; without arguments, of the only one. Prepared at the first call and kept."""
         setting = self.setting(delegate=delegate, threads=threads, core_cluster=core_cluster)
         table = self._tables.get(setting)

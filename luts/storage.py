@@ -400,9 +400,7 @@ def _setting_json(setting: Setting) -> dict[str, Any]:
 
 def _slots(item: Any, *but: str) -> dict[str, Any]:
     return {
-        name: list(value) if type(value := getattr(item, name)) is tuple else value
-        for name in item.__slots__
-        if name not in but
+        name: list(value) if type(value := getattr(item, name)) is tuple else value for name in item.__slots__ if name not in but
     }
 
 

@@ -6,19 +6,21 @@ import json
 import math
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from harness.errors import HarnessError
-from luts import baselines, measured, unseen
+from luts import baselines, calibrate, measured, unseen
 from luts.errors import RequestError
+from luts.intervals import discrepancy_half_width
 from luts.lookup import CostTable
 from luts.measured import MeasuredNetwork, Measurements
 from luts.metrics import Floats, Score, score
 from luts.predict import predict
+from luts.schema import Calibration
 from op_models import counts as op_counts
 from op_models import graph as graphs
 
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
     import argparse
 
     from luts.baselines import Mask
+    from luts.calibrate import Fit
 
 __all__ = ["NetworkResult", "Row", "Validation", "compare", "score", "validate"]
 
@@ -97,9 +100,7 @@ class Validation:
                 for item in self.networks
             ],
             "summary": _score_json(self.rows[0].score),
-            "predictors": [
-                {"predictor": row.predictor, "fitted_on": row.fitted} | _score_json(row.score) for row in self.rows
-            ],
+            "predictors": [{"predictor": row.predictor, "fitted_on": row.fitted} | _score_json(row.score) for row in self.rows],
             "seed": self.seed,
             "notes": list(self.notes),
         }
@@ -107,9 +108,7 @@ class Validation:
 
 def _score_json(found: Score) -> dict[str, Any]:
     values = {field.name: getattr(found, field.name) for field in fields(found)}
-    return {
-        name: None if value is None or not math.isfinite(value) else round(value, 6) for name, value in values.items()
-    }
+    return {name: None if value is None or not math.isfinite(value) else round(value, 6) for name, value in values.items()}
 
 
 def compare(
@@ -121,6 +120,7 @@ def compare(
     paper_ours_us: Sequence[float] | None = None,
     retest_us: Sequence[float] | None = None,
     calibrated: bool = False,
+    discrepancy_log: float | None = None,
     seed: int = 0,
     notes: Sequence[str] = (),
 ) -> Validation:
@@ -129,6 +129,8 @@ def compare(
     Constants (one scale, MACs, the thesis' bias) are fitted on the networks marked ``fit``; where there is none, no
     predictor with a constant appears. ``paper_counts`` has shape (n, m), the two tables (m,). ``retest_us`` are second
     measurements of the same networks, NaN where a network has none. A ``calibrated`` table gets no second scale.
+    ``discrepancy_log`` is what the predictions' intervals hold for the discrepancy (half-width, log scale): with it, the
+    uncalibrated table is also scored with intervals whose discrepancy is learnt from the networks marked ``fit``.
     Raises :class:`~luts.errors.RequestError` where nothing is left to score.
     """
     truth = np.array([item.measured_us for item in networks])
@@ -147,8 +149,15 @@ def compare(
         if k:
             rows.append(Row(predictor, k, score(truth[rest], predict(fit)[rest])))
 
-    if not calibrated:
-        add("table, one scale", lambda mask: baselines.scaled(guess, truth, mask))
+    if not calibrated and k:
+        for told, with_scale in (("table, nothing fitted but the interval", False), ("table, one scale", True)):
+            learnt = calibrate.fit(truth[fit], guess[fit], with_scale=with_scale)
+            scaled = learnt.scale * guess[rest]
+            ends: tuple[Floats, Floats] | None = None
+            if discrepancy_log is not None:
+                half = _relearnt(guess[rest], high[rest], discrepancy_log, learnt, k if with_scale else None)
+                ends = scaled * np.exp(-half), scaled * np.exp(half)
+            rows.append(Row(told, k, score(truth[rest], scaled, *(ends or ()))))
     if paper_counts is not None and paper_ours_us is not None:
         ours = np.asarray(paper_ours_us)
         add("thesis, our statistic", lambda mask: baselines.thesis(paper_counts, ours, truth, mask))
@@ -165,9 +174,14 @@ def compare(
     return Validation(tuple(networks), tuple(rows), seed, tuple(notes))
 
 
-def validate(
-    table: CostTable, measurements: Measurements, *, fit_networks: int = FIT_NETWORKS, seed: int = 0
-) -> Validation:
+def _relearnt(predicted_us: Floats, high_us: Floats, discrepancy_log: float, learnt: Fit, scale_networks: int | None) -> Floats:
+    """Half-widths on the log scale with another discrepancy: what an interval holds besides it is kept."""
+    sampling = np.maximum(np.log(high_us / predicted_us) ** 2 - discrepancy_log**2, 0.0)
+    calibration = None if scale_networks is None else Calibration(learnt.scale, 1.0, 1.0, scale_networks)
+    return np.sqrt(sampling + discrepancy_half_width(learnt.discrepancy, calibration) ** 2)
+
+
+def validate(table: CostTable, measurements: Measurements, *, fit_networks: int = FIT_NETWORKS, seed: int = 0) -> Validation:
     """Predict every measured network from the table and score the predictions beside the baselines.
 
     Networks that the table was calibrated on are never scored. Which networks constants are fitted on is what the
@@ -208,6 +222,7 @@ def validate(
         paper_ours_us=ours_us,
         retest_us=[math.nan if network.retest_us is None else network.retest_us for network in networks],
         calibrated=header.calibration is not None,
+        discrepancy_log=table.discrepancy_log,
         seed=seed,
         notes=notes,
     )
@@ -351,6 +366,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         else:
             kept, measurements = _measure(table, arguments)
         found = validate(table, measurements, fit_networks=arguments.fit, seed=arguments.seed)
+        if not arguments.measured:
+            _keep(measurements, found, kept)
         if arguments.json:
             print(json.dumps(found.as_json(), indent=1, allow_nan=False))
         else:
@@ -383,15 +400,20 @@ def _measure(table: CostTable, arguments: argparse.Namespace) -> tuple[Path, Mea
             predict(path, table)  # what cannot be predicted need not be measured
         measurements = measure.measure_networks(arguments.model, table, directory, rounds=rounds, seed=arguments.seed)
     else:
-        drawn = unseen.draw(
-            table, directory / "networks", count=arguments.count, seed=arguments.seed, space=arguments.space
-        )
+        drawn = unseen.draw(table, directory / "networks", count=arguments.count, seed=arguments.seed, space=arguments.space)
         paths = [item.path for item in drawn]
         measurements = measure.measure_networks(paths, table, directory, rounds=rounds, seed=arguments.seed)
         measurements = unseen.with_paper(measurements, drawn, table)
-    kept = directory / "networks.json"
-    measured.save(measurements, kept)
-    return kept, measurements
+    return directory / "networks.json", measurements
+
+
+def _keep(measurements: Measurements, validation: Validation, path: Path | str) -> None:
+    """Write the measurements with the choice of networks to fit on, so that calibrating leaves the others alone."""
+    networks = tuple(
+        replace(network, fit=result.fit) if any(item.fit for item in validation.networks) else network
+        for network, result in zip(measurements.networks, validation.networks, strict=True)
+    )
+    measured.save(replace(measurements, networks=networks), path)
 
 
 def _free_directory(lut: Path) -> Path:

@@ -30,7 +30,10 @@ FAR_ROTATION = 30
 """Private caches that the weights of a ``far`` op model rotate through, where the shared cache's size is not known."""
 _UNPACKED = {"f16": 2.0}  # float16 weights are held as float32 at run time
 MAX_COPIES = 160
+MOST_STATE_BYTES = 256 << 20
+"""Bytes of weights and tables that one op model may hold."""
 _SMALL_OUTPUT_BYTES = 8192
+_HOT_FRAC = 0.45  # two copies and what they work on must fit
 _POINTER_BYTES = 8
 
 
@@ -48,7 +51,8 @@ class Arrangement:
 
     ``copies`` copies read ``input_sets`` different sets of inputs in turn. ``layout`` is ``fan-out`` (copies side by
     side on those inputs) or ``chain`` (each reads the one before). With ``tap_after`` not None, the output of a copy is
-    read by a one-element slice that many copies later, so that its memory is free again; otherwise outputs stay.
+    read by a one-element slice that many copies later, so that its memory is free again; otherwise outputs stay. Runtimes
+    that pack weights (XNNPACK) have them once a copy by themselves; for those that do not, ``own_weights`` writes them so.
     """
 
     context: Context
@@ -56,12 +60,14 @@ class Arrangement:
     layout: Literal["fan-out", "chain"] = "fan-out"
     input_sets: int = 1
     tap_after: int | None = None
+    own_weights: bool = False
 
     @property
     def name(self) -> str:
         """Short text that tells arrangements of one operation apart."""
         tap = "" if self.tap_after is None else f"-tap{self.tap_after}"
-        return f"{self.context}-{self.layout}-n{self.copies}-in{self.input_sets}{tap}"
+        own = "-own" if self.own_weights else ""
+        return f"{self.context}-{self.layout}-n{self.copies}-in{self.input_sets}{tap}{own}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,12 +108,13 @@ def state_bytes(spec: OpSpec) -> int:
 
 
 def _window(step: Step) -> tuple[int, int]:
-    if step.op in ("CONV_2D", "DEPTHWISE_CONV_2D") and isinstance(step.inputs[1], TensorSpec):
-        shape = step.inputs[1].shape
+    if step.op in ("CONV_2D", "DEPTHWISE_CONV_2D"):
+        filters = step.inputs[1] if len(step.inputs) > 1 else None
+        shape = filters.shape if isinstance(filters, TensorSpec) else ()
         return (shape[1], shape[2]) if len(shape) == 4 else (1, 1)
     if step.op in ("AVERAGE_POOL_2D", "MAX_POOL_2D"):
         height, _, width = step.option("window", "1x1").partition("x")
-        return int(height), int(width)
+        return (int(height), int(width)) if height.isdecimal() and width.isdecimal() else (1, 1)
     return 1, 1
 
 
@@ -126,7 +133,7 @@ def contexts(spec: OpSpec, caches: CacheSizes, *, footprint_bytes: int | None = 
     touched = copy_bytes(spec)
     if touched < 0.004 * caches.private_bytes:
         return ("hot",)
-    found: list[Context] = ["cold"] if touched > 0.6 * caches.private_bytes else ["hot", "cold"]
+    found: list[Context] = ["cold"] if touched > _HOT_FRAC * caches.private_bytes else ["hot", "cold"]
     wide_enough = weight_bytes(spec) * MAX_COPIES > 0.4 * far_rotation_bytes(caches)
     if wide_enough and (footprint_bytes is None or footprint_bytes > cold_rotation_bytes(caches)):
         found.append("far")
@@ -159,7 +166,7 @@ def _hot(spec: OpSpec, caches: CacheSizes, expected_us: float) -> Arrangements:
     room = max(0.0, 0.5 * caches.private_bytes - inputs - 2 * outputs)
     by_state = int(room / state) if state else MAX_COPIES
     wanted = max(4, int(600 / max(expected_us, 0.5)))
-    many = max(3, min(by_state, wanted, 24))
+    many = max(2, min(by_state, wanted, 24))
     few = max(1, many // 6)
     tapped = outputs > _SMALL_OUTPUT_BYTES and many * outputs > 0.25 * caches.private_bytes
     why = f"{few} and {many} copies on one input: {many * state} bytes of weights and tables stay in the private cache"
@@ -182,7 +189,8 @@ def _far(spec: OpSpec, caches: CacheSizes, expected_us: float) -> Arrangements:
     weights = max(1, weight_bytes(spec))
     inputs, outputs = activation_bytes(spec.activations), activation_bytes(spec.outputs)
     by_time = max(3, int(40_000 / max(expected_us, 1.0)))
-    copies = max(2, min(-(-far_rotation_bytes(caches) // weights), MAX_COPIES, by_time))
+    by_memory = MOST_STATE_BYTES // max(1, state_bytes(spec))
+    copies = max(2, min(-(-far_rotation_bytes(caches) // weights), MAX_COPIES, by_time, by_memory))
     near = cold_rotation_bytes(caches) - caches.private_bytes
     sets = max(1, min(copies, -(-near // max(1, inputs))))
     delay = -(-near // max(1, outputs))

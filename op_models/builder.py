@@ -112,17 +112,13 @@ class GraphBuilder:
         """Number of operators so far."""
         return len(self._operators)
 
-    def tensor(
-        self, shape: Sequence[int], dtype: str = "f32", quantization: Quantization | None = None, name: str = ""
-    ) -> int:
+    def tensor(self, shape: Sequence[int], dtype: str = "f32", quantization: Quantization | None = None, name: str = "") -> int:
         """A tensor that an operator will compute."""
         index = len(self._tensors)
         self._tensors.append(_Tensor(tuple(shape), dtype, name or f"t{index}", quantization))
         return index
 
-    def input(
-        self, shape: Sequence[int], dtype: str = "f32", quantization: Quantization | None = None, name: str = ""
-    ) -> int:
+    def input(self, shape: Sequence[int], dtype: str = "f32", quantization: Quantization | None = None, name: str = "") -> int:
         """An input of the model."""
         index = self.tensor(shape, dtype, quantization, name)
         self._inputs.append(index)
@@ -269,9 +265,7 @@ def _write_tensor(writer: Writer, tensor: _Tensor) -> int:
         return writer.table(_TENSOR, *common)
     scale = np.asarray(tensor.quantization.scale, dtype="<f4")
     zero_point = np.full(scale.size, tensor.quantization.zero_point, dtype="<i8")
-    quantization = writer.table(
-        _QUANTIZATION, writer.numbers(scale), writer.numbers(zero_point), tensor.quantization.axis
-    )
+    quantization = writer.table(_QUANTIZATION, writer.numbers(scale), writer.numbers(zero_point), tensor.quantization.axis)
     return writer.table(_TENSOR_QUANTIZED, *common, quantization)
 
 
@@ -403,9 +397,7 @@ def _enum_value(name: str, field: str, value: Any, default: Any) -> Any:
     return list(value) if isinstance(value, tuple) else value
 
 
-def _implied(
-    builder: GraphBuilder, name: str, inputs: Sequence[int], outputs: Sequence[int]
-) -> list[tuple[str, OptionValue]]:
+def _implied(builder: GraphBuilder, name: str, inputs: Sequence[int], outputs: Sequence[int]) -> list[tuple[str, OptionValue]]:
     """Options that the tensors already decide."""
     match name:
         case "RESHAPE":

@@ -17,9 +17,7 @@ from op_models.spec import OpSpec, Step, TensorSpec
 
 # dtype of integer constants that are data, not operands, unless the operator is one of those with an integer bias.
 _INDEX_TYPES = frozenset({"i32", "i64", "bool", "str"})
-_WITH_BIAS = frozenset(
-    {"CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED", "TRANSPOSE_CONV", "CONV_3D", "CONV_3D_TRANSPOSE"}
-)
+_WITH_BIAS = frozenset({"CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED", "TRANSPOSE_CONV", "CONV_3D", "CONV_3D_TRANSPOSE"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,9 +69,7 @@ def output_bytes(spec: OpSpec) -> int:
 
 def counts(spec: OpSpec) -> Counts:
     """All figures of one operation."""
-    return Counts(
-        macs(spec), params(spec), weight_bytes(spec), input_bytes(spec), output_bytes(spec), operators=len(spec.steps)
-    )
+    return Counts(macs(spec), params(spec), weight_bytes(spec), input_bytes(spec), output_bytes(spec), operators=len(spec.steps))
 
 
 def graph_counts(graph: Graph) -> Counts:

@@ -385,10 +385,10 @@ def _fuses(graph: Graph, operator: Operator, reader: Operator) -> bool:
         activation = dict(operator.options).get("act")
         return operator.name in _TAKE_RELU and activation is None
     if operator.name == "PAD" and reader.name in _TAKE_PAD:
-        return reader.inputs[0] == operator.outputs[0]
+        return reader.inputs[:1] == operator.outputs[:1]
     if operator.name == "LOGISTIC" and reader.name == "MUL":
         quantised = graph.tensors[operator.outputs[0]].quant != "none"
-        return quantised and set(reader.inputs) == {operator.inputs[0], operator.outputs[0]}
+        return quantised and set(reader.inputs) == {*operator.inputs[:1], operator.outputs[0]}
     return False
 
 

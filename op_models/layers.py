@@ -397,9 +397,7 @@ class NetworkBuilder:
         shape[axis] = sum(node.shape[axis] for node in nodes)
         law = signals.joined([self.signal(node) for node in nodes])
         options = {"axis": -1 if last else axis}
-        return self.apply(
-            "CONCATENATION", nodes, shape, law if last else signals.mixed(law, shape[-1]), options, one_scale=True
-        )
+        return self.apply("CONCATENATION", nodes, shape, law if last else signals.mixed(law, shape[-1]), options, one_scale=True)
 
     def reshape(self, x: Node, shape: Sequence[int]) -> Node:
         """The same values in another shape."""

@@ -87,6 +87,9 @@ class _OpModelWriter:
         pending: list[int] = []
         chosen = sets[0]
         for copy in range(self.arrangement.copies):
+            if self.arrangement.own_weights:
+                self.constants.clear()
+                self.buffer_of.clear()
             if self.arrangement.layout == "fan-out":
                 chosen = sets[copy % len(sets)]
             made = self._copy(members, dict(zip(outside, chosen, strict=True)))

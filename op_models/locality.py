@@ -30,8 +30,8 @@ COLD_BEGINS = 1.9
 COLD_COMPLETE = 4.5
 # A cache shared with other cores holds less than its size of any one network, and a cyclic walk through more than it
 # holds misses everywhere. Chosen on MobileNets and ResNet50 at 96x96 on one host with a 32 MiB shared cache.
-FAR_BEGINS_FRAC = 0.28
-FAR_COMPLETE_FRAC = 0.50
+FAR_BEGINS_FRAC = 0.35
+FAR_COMPLETE_FRAC = 0.58
 
 
 @lru_cache(maxsize=65536)

@@ -47,9 +47,7 @@ def noise(channels: int, mean: float = 0.0, std: float = 1.0) -> Signal:
     return Signal(np.full(channels, mean), np.full(channels, std))
 
 
-def through(
-    function: Callable[[Array], Array], signal: Signal, floor: float = -np.inf, ceiling: float = np.inf
-) -> Signal:
+def through(function: Callable[[Array], Array], signal: Signal, floor: float = -np.inf, ceiling: float = np.inf) -> Signal:
     """What a pointwise function makes of a normal signal (Gauss-Hermite quadrature)."""
     values = function(signal.mean[:, None] + signal.std[:, None] * _NODES)
     mean = values @ _WEIGHTS

@@ -19,10 +19,11 @@ import numpy as np
 
 from harness import provenance, raw
 from harness.devices.bench import Recorder
-from harness.errors import JobTimeoutError, ModelRunError, WorkerDiedError
+from harness.errors import DeviceError, JobTimeoutError, ModelRunError, WorkerDiedError
 from harness.jobs import Job
 from harness.provenance import DeviceFacts, RuntimeFacts
 
+_START_LIMIT_S = 60.0  # for importing numpy and the runtime from a slow disk
 LEAST_INVOKES = 3
 MOST_INVOKES = 60
 
@@ -32,6 +33,19 @@ def last_core() -> int | None:
     if not hasattr(os, "sched_getaffinity"):
         return None
     return max(os.sched_getaffinity(0))
+
+
+def can_pin(core: int) -> bool:
+    """Whether a process may be bound to a core: tried out on this thread, since no list says it for containers."""
+    if not hasattr(os, "sched_getaffinity"):
+        return False
+    before = os.sched_getaffinity(0)
+    try:
+        os.sched_setaffinity(0, {core})
+    except (OSError, OverflowError, ValueError):
+        return False
+    os.sched_setaffinity(0, before)
+    return True
 
 
 class LocalBench:
@@ -64,7 +78,7 @@ class LocalBench:
     def run(self, block: Sequence[Job], paths: Sequence[Path], record: Recorder) -> None:
         """Loads all jobs of the block and visits them in a fresh random order each round.
 
-        A model that kills the worker is found by loading one by one, reported as failed, and left out.
+        A model that kills the worker, or never ends, while it is loaded is reported as failed and left out.
         """
         left_out: set[int] = set()
         while True:
@@ -72,11 +86,14 @@ class LocalBench:
                 self._run(block, paths, record, left_out)
                 return
             except _LostWorkerError as lost:
-                culprit = self._find_culprit(block, paths, left_out) if lost.while_loading else None
-                if culprit is None:
+                if lost.loading is None:
+                    raise lost.error from lost
+                culprit = [place for place in range(len(block)) if place not in left_out][lost.loading]
+                error = self._alone(block[culprit], paths[culprit])
+                if error is None:  # it is not that model but all of them together, or a signal from outside
                     raise lost.error from lost
                 left_out.add(culprit)
-                record.failed(culprit, lost.error)
+                record.failed(culprit, error)
 
     def _run(self, block: Sequence[Job], paths: Sequence[Path], record: Recorder, left_out: set[int]) -> None:
         places = [place for place in range(len(block)) if place not in left_out]
@@ -112,23 +129,24 @@ class LocalBench:
             "feed": feed,
         }
 
-    def _find_culprit(self, block: Sequence[Job], paths: Sequence[Path], left_out: set[int]) -> int | None:
-        """The first model that ends a worker when it is loaded alone."""
-        for place in range(len(block)):
-            if place in left_out:
-                continue
-            try:
-                with _Worker(self.core, self.job_timeout_s) as worker:
-                    worker.load([self._wanted(block[place], paths[place])])
-            except _LostWorkerError:
-                return place
+    def _alone(self, job: Job, path: Path) -> DeviceError | None:
+        """How one model ends a worker that loads nothing else; None where it does not."""
+        try:
+            with _Worker(self.core, self.job_timeout_s) as worker:
+                worker.load([self._wanted(job, path)])
+        except _LostWorkerError as lost:
+            if isinstance(lost.error, JobTimeoutError):
+                return JobTimeoutError(job_id=job.job_id, limit_s=lost.error.limit_s)
+            return lost.error
         return None
 
 
 class _LostWorkerError(Exception):
-    def __init__(self, error: WorkerDiedError | JobTimeoutError, *, while_loading: bool) -> None:
+    """The worker is gone or hangs; ``loading`` is the index of the model that it was loading, None in a round."""
+
+    def __init__(self, error: WorkerDiedError | JobTimeoutError, *, loading: int | None) -> None:
         super().__init__(str(error))
-        self.error, self.while_loading = error, while_loading
+        self.error, self.loading = error, loading
 
 
 class _Worker:
@@ -148,6 +166,7 @@ class _Worker:
             start_new_session=True,
         )
         self._held = b""
+        self._loading: int | None = None
 
     def __enter__(self) -> _Worker:
         return self
@@ -157,10 +176,11 @@ class _Worker:
 
     def load(self, models: list[dict[str, Any]]) -> tuple[dict[int, str], dict[int, float]]:
         """Loads models; answers (reasons of those that failed, first time in us of the others) by index."""
-        self._loading = True
-        limit_s = self.timeout_s + 2.0 * len(models)
-        answer = self._ask({"op": "load", "core": self.core, "models": models}, limit_s)
-        self._loading = False
+        answer = self._ask({"op": "load", "core": self.core, "models": models}, _START_LIMIT_S + self.timeout_s)
+        while "loading" in answer:
+            self._loading = answer["loading"]
+            answer = json.loads(self._read_line(self.timeout_s))
+        self._loading = None
         expected = {i: us for i, us in enumerate(answer["expected_us"]) if us is not None}
         return {int(i): reason for i, reason in answer["failed"].items()}, expected
 
@@ -200,7 +220,7 @@ class _Worker:
         pipe = self._process.stdout.fileno()
         ready, _, _ = select.select([pipe], [], [], max(0.0, deadline - time.monotonic()))
         if not ready:
-            raise _LostWorkerError(JobTimeoutError(job_id="of the block", limit_s=limit_s), while_loading=self._loading)
+            raise _LostWorkerError(JobTimeoutError(job_id="of the block", limit_s=limit_s), loading=self._loading)
         chunk = os.read(pipe, 1 << 20)
         if not chunk:
             raise self._lost()
@@ -213,9 +233,7 @@ class _Worker:
         self._talk.seek(max(0, self._talk.tell() - 4000))
         lines = [line for line in self._talk.read().decode("utf-8", "replace").splitlines() if line.strip()]
         error = WorkerDiedError(returncode=self._process.poll(), last_lines=lines[-3:])
-        return _LostWorkerError(error, while_loading=self._loading)
-
-    _loading = False
+        return _LostWorkerError(error, loading=self._loading)
 
     def close(self) -> None:
         """Ends the worker; twice is harmless."""

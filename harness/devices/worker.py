@@ -4,7 +4,7 @@ Run as ``python -m harness.devices.worker``. It imports numpy and LiteRT and not
 memory holds the models and little else. Conversation, one JSON line a request on standard input:
 
 * ``{"op": "load", "core": 1, "models": [{"path": ..., "delegate": "xnnpack", "threads": 1, "seed": 7, "feed": null}, ...]}``
-  answers ``{"loaded": n, "failed": {"3": "reason"}, "expected_us": [...]}``;
+  answers a line ``{"loading": i}`` before each model, then ``{"loaded": n, "failed": {"3": "reason"}, "expected_us": [...]}``;
 * ``{"op": "round", "order": [2, 0, 1], "invokes": [5, 5, 9]}`` answers ``{"bytes": n, "failed": {}}`` and then n bytes: a
   ``.npy`` array of :data:`harness.raw.RAW_DTYPE`, one row an invocation, in the order of execution; the first invocation
   of each visit (``invoke`` 0) is the warm-up;
@@ -27,6 +27,8 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from harness.raw import RAW_DTYPE
+
+_PR_SET_PDEATHSIG = 1
 
 
 class LoadedModel:
@@ -94,6 +96,19 @@ def pin(core: int | None) -> bool:
     return True
 
 
+def end_with_parent() -> None:
+    """Has the system end this process when its parent dies, also in the middle of a round (Linux; elsewhere at its end)."""
+    if not sys.platform.startswith("linux"):
+        return
+    import ctypes
+    import signal
+
+    parent = os.getppid()
+    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    if os.getppid() != parent:  # it died before the call
+        os._exit(1)
+
+
 class Worker:
     """Answers requests; see the module's text for the conversation."""
 
@@ -122,6 +137,7 @@ class Worker:
         failed: dict[str, str] = {}
         expected_us: list[float | None] = []
         for index, wanted in enumerate(request["models"]):
+            self._reply({"loading": index})
             try:
                 model = LoadedModel(
                     wanted["path"],
@@ -162,6 +178,7 @@ def main() -> None:
     """Serves standard input; whatever the runtime prints goes to standard error."""
     replies = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
+    end_with_parent()
     gc.disable()  # a collection in the middle of an invocation would be counted as its time
     # The pipe's other end decides when this process ends, not a Ctrl-C that the whole terminal group gets.
     import signal

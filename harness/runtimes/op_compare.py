@@ -139,11 +139,7 @@ def comparison_report(comparison: Comparison, most: int | None = None) -> str:
     lines = [
         f"{comparison.model}: table {comparison.table_us:,.0f} us, in the network {comparison.in_network_us:,.0f} us"
         f" ({100 * comparison.difference_frac:+.1f} %)"
-        + (
-            f"; the table lacks {comparison.missing} groups of {comparison.missing_us:,.0f} us"
-            if comparison.missing
-            else ""
-        ),
+        + (f"; the table lacks {comparison.missing} groups of {comparison.missing_us:,.0f} us" if comparison.missing else ""),
         "",
         f"{'network us':>10} {'table us':>10} {'hot':>9} {'cold':>9} {'far':>9} {'count':>6} {'diff us':>9}  operation",
     ]

@@ -230,9 +230,7 @@ def group_timings(profile: OpProfile, network: Graph) -> tuple[GroupTiming, ...]
     for index, row in rows.items():
         expected = network.operators[index].name if 0 <= index < len(network.operators) else None
         if expected is None or (row.name != expected and not expected.startswith("CUSTOM:")):
-            raise ProfileMismatchError(
-                what=profile.model, reason=f"operator {index} is {expected}, profiled as {row.name}"
-            )
+            raise ProfileMismatchError(what=profile.model, reason=f"operator {index} is {expected}, profiled as {row.name}")
     timings = []
     for group in network.groups:
         missing = [index for index in group.operators if index not in rows]
@@ -257,9 +255,7 @@ def group_timings(profile: OpProfile, network: Graph) -> tuple[GroupTiming, ...]
 def report(profile: OpProfile, timings: Sequence[GroupTiming]) -> str:
     """A profile as text: a row an executed group, and the totals by operator."""
     total = sum(timing.latency_us_quiet for timing in timings)
-    how = (
-        f"LiteRT {profile.runtime_version}, {profile.kernels} kernels, threads: {profile.threads}, runs: {profile.runs}"
-    )
+    how = f"LiteRT {profile.runtime_version}, {profile.kernels} kernels, threads: {profile.threads}, runs: {profile.runs}"
     lines = [
         f"{profile.model}: {len(timings)} groups, {total:,.0f} us in them, {profile.network_us_quiet:,.0f} us a run",
         f"({how})",
@@ -267,8 +263,7 @@ def report(profile: OpProfile, timings: Sequence[GroupTiming]) -> str:
         f"{'us':>10} {'mean us':>10} {'share':>6}  operation",
     ]
     lines += [
-        f"{t.latency_us_quiet:10.1f} {t.latency_us_mean:10.1f} {_share(t.latency_us_quiet, total):>6}  {t.key}"
-        for t in timings
+        f"{t.latency_us_quiet:10.1f} {t.latency_us_mean:10.1f} {_share(t.latency_us_quiet, total):>6}  {t.key}" for t in timings
     ]
     names: Counter[str] = Counter()
     spent: dict[str, float] = {}
@@ -307,9 +302,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--warmups", type=_positive, default=3, help="runs before them (default: 3)")
     parser.add_argument("--seed", type=int, default=0, help="of the input data (default: 0)")
     parser.add_argument("--core", type=int, help="run on this core alone")
-    parser.add_argument(
-        "--timeout", type=float, default=300.0, metavar="S", help="give up after so long (default: 300)"
-    )
+    parser.add_argument("--timeout", type=float, default=300.0, metavar="S", help="give up after so long (default: 300)")
     parser.add_argument("--json", action="store_true", help="print JSON")
     chosen = parser.parse_args(arguments)
     try:
@@ -329,9 +322,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if chosen.table is not None:
             table, conditions = op_compare.read_table(chosen.table)
             if conditions.get("delegate", "none") != "none":
-                print(
-                    f"note: the table was measured with {conditions['delegate']}, the profile without", file=sys.stderr
-                )
+                print(f"note: the table was measured with {conditions['delegate']}, the profile without", file=sys.stderr)
             comparison = op_compare.compare(timings, table, mixture=_mixture(network), model=profile.model)
     except OpModelError as error:
         print(error, file=sys.stderr)

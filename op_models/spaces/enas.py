@@ -109,9 +109,7 @@ class EnasMicro:
 
     def format(self, genotype: EnasGenotype) -> str:
         """40 numbers; see :meth:`parse`."""
-        return " ".join(
-            str(number) for cell in (genotype.normal, genotype.reduction) for block in cell for number in block
-        )
+        return " ".join(str(number) for cell in (genotype.normal, genotype.reduction) for block in cell for number in block)
 
     def canonical(self, genotype: EnasGenotype) -> EnasGenotype:
         """The least of all genotypes that differ by the order of a block's two halves or of independent blocks.

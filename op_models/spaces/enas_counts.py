@@ -150,9 +150,7 @@ def _sum(size: int, channels: int) -> Signature:
     return Signature("add", (), (shape, shape), shape)
 
 
-def _tally_reduction(
-    tally: Tally, size: int, channels: int, filters: int, count: Counts | Flags, crops: Counts | Flags
-) -> None:
+def _tally_reduction(tally: Tally, size: int, channels: int, filters: int, count: Counts | Flags, crops: Counts | Flags) -> None:
     """Factorised reductions of values of ``size`` pixels and ``channels``: two strided convolutions joined."""
     half = (1, size // 2, size // 2, filters // 2)
     whole, odd = (1, size, size, channels), (1, size - 1, size - 1, channels)

@@ -119,9 +119,7 @@ class NasBench201:
         net, output = self.network(genotype)
         return net.write(output, precision, seed, self.name)
 
-    def count_matrix(
-        self, genotypes: Sequence[NasBenchGenotype] | Numbers, precision: Precision = "float32"
-    ) -> CountMatrix:
+    def count_matrix(self, genotypes: Sequence[NasBenchGenotype] | Numbers, precision: Precision = "float32") -> CountMatrix:
         """Operation counts of many genotypes (a sequence, or operation numbers [n, 6]); disconnected rows are not
         valid.
 
@@ -207,9 +205,7 @@ def _explained(text: str) -> GenotypeError:
     for node, (part, table) in enumerate(zip(parts, _node_texts(), strict=True), start=1):
         if part not in table:
             wanted = "|" + "".join(f"op~{source}|" for source in range(node))
-            return GenotypeError(
-                text, f"node {node} must read {wanted} with operations {', '.join(OPERATIONS)}, found {part!r}"
-            )
+            return GenotypeError(text, f"node {node} must read {wanted} with operations {', '.join(OPERATIONS)}, found {part!r}")
     raise AssertionError(text)
 
 

@@ -142,10 +142,7 @@ def cell_features(numbers: NDArray[np.int8]) -> CellFeatures:
         is_sum = (value >= _SUM2) & (value < _POOL)
         same = ((value == _SUM2) & same2) | ((value == _SUM3) & same3) | ((value == _SUM3B) & same3b)
         return {
-            **{
-                kind: _any([flag & (value == 10 + at) for at, flag in enumerate(flags)])
-                for kind, flags in convs.items()
-            },
+            **{kind: _any([flag & (value == 10 + at) for at, flag in enumerate(flags)]) for kind, flags in convs.items()},
             "pool": value > _POOL,
             "add": is_sum & ~same,
             "twice": is_sum & same,
@@ -182,9 +179,7 @@ def cell_features(numbers: NDArray[np.int8]) -> CellFeatures:
     )
 
 
-def count_table(
-    cells: CellFeatures, stages: tuple[Stage, ...], repeats: int, classes: int, precision: Precision
-) -> CountMatrix:
+def count_table(cells: CellFeatures, stages: tuple[Stage, ...], repeats: int, classes: int, precision: Precision) -> CountMatrix:
     """Counts of whole networks: ``repeats`` cells a stage, residual blocks between stages, stem and end."""
     columns: list[tuple[Signature, Values]] = []
     count = cells.relus.size

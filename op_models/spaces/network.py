@@ -71,9 +71,7 @@ class Network:
 
     def conv(self, x: int, filters: int, kernel: int, stride: int = 1, pad: str = "same") -> int:
         """Convolution with a bias (the folded batch normalisation)."""
-        return self._value(
-            "conv", (x,), (filters, kernel, stride, pad), (*self._window(x, kernel, stride, pad), filters)
-        )
+        return self._value("conv", (x,), (filters, kernel, stride, pad), (*self._window(x, kernel, stride, pad), filters))
 
     def depthwise(self, x: int, kernel: int, stride: int = 1) -> int:
         """Depthwise convolution with a bias."""

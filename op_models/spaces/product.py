@@ -78,9 +78,7 @@ class AdditiveCounts:
 class ProductSpace:
     """Networks made by a stem, one choice for every slot, and an end."""
 
-    def __init__(
-        self, name: str, picture: tuple[int, int, int], stem: Layer, slots: Sequence[Slot], end: Layer
-    ) -> None:
+    def __init__(self, name: str, picture: tuple[int, int, int], stem: Layer, slots: Sequence[Slot], end: Layer) -> None:
         if not slots or any(len(slot.names) != len(slot.layers) or not slot.names for slot in slots):
             raise ValueError("a product space needs slots, and each slot as many names as layers")
         self.name, self.picture, self.stem, self.slots, self.end = name, picture, stem, tuple(slots), end
@@ -142,9 +140,7 @@ class ProductSpace:
         """
         return _additive(self, precision)
 
-    def count_matrix(
-        self, genotypes: Sequence[Choices] | NDArray[np.integer], precision: Precision = "float32"
-    ) -> CountMatrix:
+    def count_matrix(self, genotypes: Sequence[Choices] | NDArray[np.integer], precision: Precision = "float32") -> CountMatrix:
         """Operation counts of many networks (a sequence, or choices [n, slots])."""
         return self.additive(precision).matrix(np.asarray(genotypes, dtype=np.intp).reshape(-1, len(self.slots)))
 

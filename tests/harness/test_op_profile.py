@@ -194,9 +194,7 @@ def test_the_quiet_mean_lies_among_the_fast_runs(elapsed_us: list[int]) -> None:
 
 
 @given(quiet=st.integers(20, 10_000), disturbed=st.lists(st.integers(20_000, 10**6), max_size=20))
-def test_disturbed_runs_do_not_count_as_long_as_they_are_fewer_than_three_quarters(
-    quiet: int, disturbed: list[int]
-) -> None:
+def test_disturbed_runs_do_not_count_as_long_as_they_are_fewer_than_three_quarters(quiet: int, disturbed: list[int]) -> None:
     runs = [quiet] * (len(disturbed) + 2) + disturbed
     assert quiet_mean(runs) == quiet
 
@@ -241,9 +239,7 @@ def test_rows_in_another_order_are_refused() -> None:
 def test_a_missing_row_is_refused() -> None:
     profile = profile_of(built.network_f32())
     with pytest.raises(ProfileMismatchError, match="no row"):
-        group_timings(
-            profile.model_copy(update={"operators": profile.operators[:-1]}), graphs.parse(built.network_f32())
-        )
+        group_timings(profile.model_copy(update={"operators": profile.operators[:-1]}), graphs.parse(built.network_f32()))
 
 
 def timing(key: str, latency_us: float) -> GroupTiming:
@@ -287,18 +283,14 @@ def test_costs_are_mixed_as_predictions_mix_them(hot: float, cold: float, far: f
     st.lists(st.tuples(st.sampled_from("abcd"), positive_us), min_size=1, max_size=20),
     st.dictionaries(st.sampled_from("abc"), positive_us),
 )
-def test_every_microsecond_is_either_compared_or_missing(
-    rows: list[tuple[str, float]], costs: dict[str, float]
-) -> None:
+def test_every_microsecond_is_either_compared_or_missing(rows: list[tuple[str, float]], costs: dict[str, float]) -> None:
     found = op_compare.compare([timing(*row) for row in rows], {key: {"hot": us} for key, us in costs.items()})
     assert found.in_network_us + found.missing_us == pytest.approx(sum(us for _, us in rows))
     assert sum(row.count for row in found.operations) == len(rows)
     assert found.table_us == pytest.approx(sum(costs.get(key, 0.0) for key, _ in rows))
 
 
-@given(
-    content=st.binary(max_size=100) | st.text(max_size=60).map(lambda text: json.dumps({"entries": [text]}).encode())
-)
+@given(content=st.binary(max_size=100) | st.text(max_size=60).map(lambda text: json.dumps({"entries": [text]}).encode()))
 def test_any_bytes_as_a_table_are_refused(content: bytes) -> None:
     import tempfile
 
@@ -350,9 +342,7 @@ def test_bad_input_is_one_sentence_and_status_2(tmp_path: Path, capsys: pytest.C
     assert caught.value.code == 2
 
 
-def test_no_profiler_is_status_3(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_no_profiler_is_status_3(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "net.tflite"
     path.write_bytes(built.network_i8())
     monkeypatch.setattr("importlib.metadata.version", lambda name: "3.0")

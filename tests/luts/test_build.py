@@ -69,9 +69,7 @@ def test_runs_of_different_operations_are_joined(tmp_path: Path) -> None:
         ("device private_cache_bytes", conditions(private_cache_bytes=1 << 21)),
     ],
 )
-def test_unlike_runs_are_refused_with_the_field_and_both_values(
-    tmp_path: Path, field: str, changes: dict[str, Any]
-) -> None:
+def test_unlike_runs_are_refused_with_the_field_and_both_values(tmp_path: Path, field: str, changes: dict[str, Any]) -> None:
     with pytest.raises(UnlikeConditionsError) as raised:
         build([run(tmp_path / "a"), run(tmp_path / "b", **changes)])
     assert raised.value.field == field
@@ -167,9 +165,7 @@ def test_a_mutated_operation_table_is_read_or_refused_as_a_lut_error(data: st.Da
         if isinstance(holder[name], dict | list) and holder[name] and data.draw(st.booleans()):
             holder = holder[name]
             continue
-        holder[name] = data.draw(
-            st.none() | st.integers() | st.floats() | st.text(max_size=3) | st.just([]) | st.just({})
-        )
+        holder[name] = data.draw(st.none() | st.integers() | st.floats() | st.text(max_size=3) | st.just([]) | st.just({}))
         break
     try:
         table = build([runs._run_table(document, "r", Path("r"))])

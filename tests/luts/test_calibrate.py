@@ -65,7 +65,7 @@ def test_one_broken_measurement_does_not_set_every_interval() -> None:
     clean = fit(measured, predicted, with_scale=False).discrepancy.relative_sd
     measured[3] = 400.0
     broken = fit(measured, predicted, with_scale=False).discrepancy.relative_sd
-    assert clean < broken < 2 * clean
+    assert clean < broken < 3 * clean
 
 
 def test_few_networks_leave_the_prior_its_weight() -> None:
@@ -90,9 +90,7 @@ def prepared(folder: Path, factor: float = 1.1) -> tuple[str, str]:
     return str(folder / "l.json"), str(folder / "m.json")
 
 
-def test_the_command_writes_a_calibrated_table_and_leaves_the_old(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_command_writes_a_calibrated_table_and_leaves_the_old(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     table, measured = prepared(tmp_path)
     before = Path(table).read_bytes()
     out = str(tmp_path / "c.json")

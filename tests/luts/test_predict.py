@@ -89,9 +89,7 @@ def test_a_calibration_scales_the_total_and_leaves_the_entries() -> None:
     header = replace(bare.header.settings[0], calibration=Calibration(1.1, 1.0, 1.2, 5))
     scaled = Lut(replace(bare.header, settings=(header,)), bare.entries)
     keys = [tables.ADD, tables.CONV]
-    assert predict_keys(keys, scaled.table()).latency_us == pytest.approx(
-        1.1 * predict_keys(keys, bare.table()).latency_us
-    )
+    assert predict_keys(keys, scaled.table()).latency_us == pytest.approx(1.1 * predict_keys(keys, bare.table()).latency_us)
     assert scaled.table().get(tables.ADD).latency_us == 2.0
 
 

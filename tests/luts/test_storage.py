@@ -53,9 +53,7 @@ def random_luts(draw: st.DrawFn) -> Lut:
     setting = Setting(draw(words), draw(st.integers(1, 64)), draw(words))
     width = draw(st.integers(0, 3))
     entries = []
-    for key, context in draw(
-        st.lists(st.tuples(words, st.sampled_from(["hot", "cold", "far"])), max_size=4, unique=True)
-    ):
+    for key, context in draw(st.lists(st.tuples(words, st.sampled_from(["hot", "cold", "far"])), max_size=4, unique=True)):
         low, middle, high = sorted(draw(st.tuples(finite, finite, finite)))
         base = tables.entry(key, 1.0, context, setting=setting, width=0)
         replicates = tuple(draw(st.lists(finite, min_size=width, max_size=width)))

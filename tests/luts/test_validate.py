@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -58,8 +59,25 @@ def test_every_predictor_is_scored_on_the_same_networks() -> None:
     assert by_name["thesis, as published"].mape_frac > 0.05
     assert by_name["MACs x constant"].mape_frac < 1e-5
     assert by_name["retest of the same networks"].mape_frac == pytest.approx(0.02)
-    assert [row.fitted for row in found.rows] == [0, 4, 4, 4, 4, 0]
+    assert [row.fitted for row in found.rows] == [0, 4, 4, 4, 4, 4, 0]
     assert "retest of the same networks" in summary_text(found)
+
+
+def test_a_learnt_discrepancy_replaces_the_one_in_the_intervals_and_keeps_their_sampling_part() -> None:
+    rng = np.random.default_rng(2)
+    n = 400
+    truth = rng.uniform(100, 900, n)
+    predicted = truth * np.exp(0.02 * rng.standard_normal(n))
+    fit = [i < 20 for i in range(n)]
+    half = float(np.expm1(0.5))  # absurdly wide: what the prior said
+    networks = results(truth.tolist(), predicted.tolist(), fit, half)
+    by_name = scores(compare(networks, discrepancy_log=math.log(1 + half)))
+    assert by_name["table, nothing fitted"].interval_coverage_frac == 1.0
+    for name in ("table, nothing fitted but the interval", "table, one scale"):
+        assert 0.9 <= by_name[name].interval_coverage_frac <= 0.99
+        assert by_name[name].median_half_width_frac == pytest.approx(0.04, rel=0.4)
+    wider = scores(compare(networks, discrepancy_log=0.0))["table, one scale"]
+    assert wider.median_half_width_frac > 0.4  # all of the width was sampling, and stays
 
 
 def test_without_networks_to_fit_on_no_fitted_predictor_appears() -> None:
@@ -136,9 +154,7 @@ def prepared(folder: Path, n: int = 8) -> tuple[str, str]:
     return str(folder / "l.json"), str(folder / "m.json")
 
 
-def test_the_command_prints_measured_predicted_and_all_baselines(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_command_prints_measured_predicted_and_all_baselines(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     table, measured = prepared(tmp_path)
     assert main(["--lut", table, "--measured", measured, "--fit", "3"]) == 0
     said = capsys.readouterr()

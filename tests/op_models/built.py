@@ -18,9 +18,7 @@ def rng(seed: int = 7) -> np.random.Generator:
     return np.random.default_rng(seed)
 
 
-def conv_f32(
-    builder: GraphBuilder, x: int, channels: int, *, kernel: int = 1, act: str | None = None, pad: str = "same"
-) -> int:
+def conv_f32(builder: GraphBuilder, x: int, channels: int, *, kernel: int = 1, act: str | None = None, pad: str = "same") -> int:
     height, width, depth = builder.shape(x)[1:]
     lost = kernel - 1 if pad == "valid" else 0
     weights = builder.constant(rng().standard_normal((channels, kernel, kernel, depth)).astype(np.float32) / depth)
@@ -52,9 +50,7 @@ def conv_i8(builder: GraphBuilder, x: int, channels: int) -> int:
     weights = builder.constant(
         rng().integers(-127, 128, (channels, 1, 1, depth)).astype(np.int8), quantization=Quantization(scale)
     )
-    bias = builder.constant(
-        rng(8).integers(-500, 500, channels).astype(np.int32), quantization=Quantization(scale * 0.05)
-    )
+    bias = builder.constant(rng(8).integers(-500, 500, channels).astype(np.int32), quantization=Quantization(scale * 0.05))
     out = builder.tensor((*builder.shape(x)[:3], channels), "i8", I8)
     builder.op("CONV_2D", [x, weights, bias], [out], {"pad": "same", "stride": "1x1"})
     return out

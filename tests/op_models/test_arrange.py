@@ -94,9 +94,7 @@ def test_far_copies_rotate_more_weights_than_cold_ones(spec: OpSpec, caches: Cac
 
 
 @given(operations(), cache_sizes(), times_us)
-def test_no_context_needs_much_more_memory_than_it_rotates_through(
-    spec: OpSpec, caches: CacheSizes, expected_us: float
-) -> None:
+def test_no_context_needs_much_more_memory_than_it_rotates_through(spec: OpSpec, caches: CacheSizes, expected_us: float) -> None:
     for context in contexts(spec, caches):
         for model in arrange(spec, context, caches, expected_us=expected_us).models:
             rotating = max(far_rotation_bytes(caches), cold_rotation_bytes(caches))
@@ -105,9 +103,7 @@ def test_no_context_needs_much_more_memory_than_it_rotates_through(
 
 
 @given(operations(), cache_sizes(), times_us)
-def test_hot_copies_keep_their_weights_in_the_private_cache(
-    spec: OpSpec, caches: CacheSizes, expected_us: float
-) -> None:
+def test_hot_copies_keep_their_weights_in_the_private_cache(spec: OpSpec, caches: CacheSizes, expected_us: float) -> None:
     if "hot" not in contexts(spec, caches):
         return
     for model in arrange(spec, "hot", caches, expected_us=expected_us).models:

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from op_models import graph
-from op_models.builder import GraphBuilder, Quantization
+from op_models.builder import GraphBuilder, OptionValue, Quantization
 from op_models.errors import SpecError
 from op_models.layers import PRECISIONS, NetworkBuilder, Node, Precision
 
@@ -32,7 +32,7 @@ def run(data: bytes, seed: int = 0) -> np.ndarray:
         runner.set_tensor(details["index"], noise.astype(details["dtype"]))
     runner.invoke()
     details = runner.get_output_details()[0]
-    values = runner.get_tensor(details["index"]).astype(np.float64)
+    values: np.ndarray = runner.get_tensor(details["index"]).astype(np.float64)
     scale, zero_point = details["quantization"]
     return (values - zero_point) * scale if details["dtype"] is np.int8 else values
 
@@ -151,7 +151,7 @@ def test_the_schemas_own_reader_reads_what_was_written() -> None:
     weights = np.arange(36, dtype=np.float32).reshape(2, 3, 3, 2)
     kernel = builder.constant(weights)
     bias = builder.constant(np.array([1.0, -1.0], dtype=np.float32))
-    options = {"pad": "valid", "stride": (2, 1), "act": "relu6"}
+    options: dict[str, OptionValue] = {"pad": "valid", "stride": (2, 1), "act": "relu6"}
     (y,) = builder.op("CONV_2D", [x, kernel, bias], [builder.tensor((1, 2, 3, 2))], options)
     (z,) = builder.op("MUL", [y, y], [builder.tensor((1, 2, 3, 2), name="square")])
     builder.output(z, y)
@@ -200,7 +200,7 @@ def test_shared_constants_are_stored_once() -> None:
         x = builder.input((1, 64))
         weights = np.eye(64, dtype=np.float32)
         first = builder.constant(weights)
-        outputs = []
+        outputs: list[int] = []
         for copy in range(8):
             kernel = first if copy == 0 else builder.shared(first) if shared else builder.constant(weights)
             outputs += builder.op("FULLY_CONNECTED", [x, kernel, -1], [builder.tensor((1, 64))])
@@ -257,9 +257,7 @@ def test_int8_activations_use_their_range_without_saturating() -> None:
         x = net.add(net.conv2d(net.relu(x), 8, 3), net.avg_pool(x, 3))
     data = net.build(net.relu(x))
     resolver = OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES
-    runner = Interpreter(
-        model_content=data, experimental_op_resolver_type=resolver, experimental_preserve_all_tensors=True
-    )
+    runner = Interpreter(model_content=data, experimental_op_resolver_type=resolver, experimental_preserve_all_tensors=True)
     runner.allocate_tensors()
     scale, zero_point = runner.get_input_details()[0]["quantization"]
     noise = np.random.default_rng(0).standard_normal((1, 16, 16, 8)) / scale + zero_point

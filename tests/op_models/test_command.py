@@ -32,9 +32,7 @@ def shown(capsys: pytest.CaptureFixture[str], *arguments: object) -> list[dict[s
     return list(json.loads(capsys.readouterr().out))
 
 
-def test_json_holds_every_operation_with_its_count_and_work(
-    files: dict[str, Path], capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_json_holds_every_operation_with_its_count_and_work(files: dict[str, Path], capsys: pytest.CaptureFixture[str]) -> None:
     (described,) = shown(capsys, files["f32"])
     network = graphs.read(files["f32"])
     assert {row["key"] for row in described["operations"]} == {group.spec.key for group in network.groups}
@@ -68,16 +66,12 @@ def test_dead_operators_are_shown(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert "1 operators reach no output: LOGISTIC" in capsys.readouterr().out
 
 
-def test_operations_that_need_the_networks_data_are_named(
-    files: dict[str, Path], capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_operations_that_need_the_networks_data_are_named(files: dict[str, Path], capsys: pytest.CaptureFixture[str]) -> None:
     assert command.main([str(files["i8"])]) == 0
     assert "measured on the network's own data: RELU" in capsys.readouterr().out
 
 
-def test_arrangements_and_their_reasons_are_shown_on_request(
-    files: dict[str, Path], capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_arrangements_and_their_reasons_are_shown_on_request(files: dict[str, Path], capsys: pytest.CaptureFixture[str]) -> None:
     (described,) = shown(capsys, files["f32"], "--arrange")
     for row in described["operations"]:
         assert set(row["arrangements"]) == set(row["contexts"])

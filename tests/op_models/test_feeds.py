@@ -52,9 +52,7 @@ def test_a_group_needs_it_where_one_of_its_operators_does() -> None:
     assert (feeds.why_real_data(group) or "").startswith("RELU:")
 
 
-@pytest.mark.parametrize(
-    "key", ["ADD(i8.t[4],i8.t[4])->i8.t[4]", "CONV_2D(f32[1x4x4x2],*f32[3x1x1x2],_)->f32[1x4x4x3]"]
-)
+@pytest.mark.parametrize("key", ["ADD(i8.t[4],i8.t[4])->i8.t[4]", "CONV_2D(f32[1x4x4x2],*f32[3x1x1x2],_)->f32[1x4x4x3]"])
 def test_ordinary_operations_do_not_need_it(key: str) -> None:
     assert feeds.why_real_data(OpSpec.from_key(key)) is None
 
@@ -152,6 +150,40 @@ def test_a_network_that_no_kernel_runs_is_refused_with_the_runtimes_reason() -> 
     network = graphs.parse(built.edited(built.network_f32(), change))
     with pytest.raises(UnsupportedModelError, match="Nobody"):
         feeds.record(network, [0])
+
+
+def test_small_operations_rotate_through_more_sets_than_large_ones() -> None:
+    sets = [
+        feeds.distinct_sets(OpSpec.from_key(f"RELU(i8.t[1x{side}x{side}x64])->i8.t[1x{side}x{side}x64]"))
+        for side in (1, 4, 8, 16, 32, 64, 200)
+    ]
+    assert sets == sorted(sets, reverse=True)
+    assert sets[0] == 64
+    assert sets[-1] == 1
+
+
+def test_real_instances_are_distinct_and_come_from_every_place_and_several_runs() -> None:
+    builder = GraphBuilder()
+    x = builder.input((1, 16, 16, 32), "i8", built.I8)
+    first = built.unary(builder, "RELU", built.conv_i8(builder, x, 32))
+    second = built.unary(builder, "RELU", built.binary(builder, "ADD", x, first))
+    builder.output(first, second)
+    network = graphs.parse(builder.build())
+    relus = [group for group in network.groups if "RELU" in group.spec.name]
+    found = feeds.real_instances(network, relus, seed=1)
+    assert set(found) == {group.spec.key for group in relus}
+    for group in relus:
+        sets = found[group.spec.key]
+        assert len(sets) == feeds.distinct_sets(group.spec) == 19
+        assert len({one[0].tobytes() for one in sets}) == len(sets)
+        np.testing.assert_array_equal(sets[0][0], feeds.group_inputs(network, [group], seed=1)[0][0])
+
+
+def test_the_number_of_runs_is_bounded() -> None:
+    network = graphs.parse(built.network_i8())
+    relu = next(group for group in network.groups if group.spec.name == "RELU")
+    assert len(feeds.real_instances(network, [relu], most_runs=3)[relu.spec.key]) == 3
+    assert feeds.real_instances(network, []) == {}
 
 
 # --- files -----------------------------------------------------------------------------------------------------

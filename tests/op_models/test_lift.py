@@ -51,9 +51,7 @@ def all_groups() -> list[tuple[str, int]]:
 
 @pytest.mark.parametrize(("name", "position"), all_groups())
 @pytest.mark.parametrize("sets", [1, 2, 3])
-def test_every_copy_side_by_side_computes_what_the_operation_does_in_its_network(
-    name: str, position: int, sets: int
-) -> None:
+def test_every_copy_side_by_side_computes_what_the_operation_does_in_its_network(name: str, position: int, sets: int) -> None:
     network = graphs.parse(built.NETWORKS[name]())
     group = network.groups[position]
     model = Lifter(network).op_model(group, Arrangement("cold", 3, input_sets=sets))

@@ -54,9 +54,7 @@ def specs(draw: st.DrawFn) -> OpSpec:
         if draw(st.booleans()):
             name = "CUSTOM:" + draw(st.text(OPTION_TEXT, min_size=1, max_size=20))
         options = draw(
-            st.dictionaries(
-                st.from_regex(r"[a-z0-9_]{1,12}", fullmatch=True), st.text(OPTION_TEXT, max_size=8), max_size=3
-            )
+            st.dictionaries(st.from_regex(r"[a-z0-9_]{1,12}", fullmatch=True), st.text(OPTION_TEXT, max_size=8), max_size=3)
         )
         outputs = tuple(draw(st.lists(tensors(roles=("act",)), min_size=1, max_size=3)))
         steps.append(Step(name, tuple(sorted(options.items())), tuple(inputs), outputs))
@@ -88,9 +86,7 @@ def test_any_text_is_a_key_or_a_spec_error(text: str) -> None:
         assert spec.key == text or OpSpec.from_key(spec.key) == spec
 
 
-@pytest.mark.parametrize(
-    "template", ["RELU(f32[{}])->f32[1]", "RELU(f32[1])->f32[2x{}]", "PAD(*i32[1]={{{}}})->f32[1]"]
-)
+@pytest.mark.parametrize("template", ["RELU(f32[{}])->f32[1]", "RELU(f32[1])->f32[2x{}]", "PAD(*i32[1]={{{}}})->f32[1]"])
 def test_a_number_of_thousands_of_digits_is_a_spec_error(template: str) -> None:
     with pytest.raises(SpecError):
         OpSpec.from_key(template.format("9" * 5000))
@@ -123,12 +119,12 @@ def test_texts_of_the_grammars_own_characters_are_keys_or_spec_errors(text: str)
     [
         ("", "operator's name"),
         ("RELU", r"expected '\('"),
-        ("RELU(f32[1x])->f32[1]", "empty dimension"),
+        ("RELU(f32[1x])->f32[1]", "dimension before"),
         ("RELU(q7[1])->f32[1]", "expected a tensor"),
         ("RELU(f32[1])", "expected '->'"),
         ("RELU(%0)->f32[1]", "reads the output of step 0"),
         ("RELU(f32[1])->f32[1]|ADD(%1,@0)->f32[1]", "reads the output of step 1"),
-        ("MUL(f32[1],@1)->f32[1]", "repeated input"),
+        ("MUL(f32[1],@1)->f32[1]", "repeats an input"),
         ("RELU(f32[1])->f32[1] ", r"expected '\|'"),
         ("relu(f32[1])->f32[1]", "operator's name"),
     ],
