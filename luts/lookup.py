@@ -179,7 +179,9 @@ class CostTable:
     def caches(self) -> CacheSizes:
         """The caches that the contexts refer to; what the table does not tell is assumed."""
         device, assumed = self.lut.header.device, CacheSizes()
-        return CacheSizes(device.private_cache_bytes or assumed.private_bytes, device.shared_cache_bytes or assumed.shared_bytes)
+        private = device.private_cache_bytes or assumed.private_bytes
+        shared = device.shared_cache_bytes or assumed.shared_bytes
+        return CacheSizes(private, shared, packed=self.setting.delegate != "none")
 
     def costs(
         self,

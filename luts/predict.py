@@ -152,9 +152,10 @@ def predict_keys(
     scale = table.scale
     each = scale * (weights @ rows.steps)[at]
     overhead = scale * table.floor_us
-    total = float(each.sum()) + overhead
-    # An operation that occurs m times is off by m times the same error.
+    # By counts, not in order of execution: networks of the same operations cost the same to the last digit, and an
+    # operation that occurs m times is off by m times the same error.
     counts = np.bincount(at, minlength=len(rows.index)).astype(np.float64)
+    total = scale * float((rows.steps @ counts) @ weights) + overhead
     replicates = scale * (weights @ (counts @ rows.replicates))
     variance = (weights**2) @ ((rows.spread**2) @ counts**2)
     lows, highs = prediction_interval(

@@ -391,8 +391,8 @@ def _measure(table: CostTable, arguments: argparse.Namespace) -> tuple[Path, Mea
     """Measure the networks that were named, or drawn ones; also where the measurements are kept."""
     from luts import measure
 
-    if arguments.rounds is not None and arguments.rounds < 2:
-        raise RequestError("--rounds must be at least 2")
+    if arguments.rounds is not None and not 3 <= arguments.rounds <= 1000:
+        raise RequestError("--rounds must be between 3 and 1000")
     directory = Path(arguments.out) if arguments.out else _free_directory(Path(arguments.lut))
     rounds = measure.ROUNDS if arguments.rounds is None else arguments.rounds
     if arguments.model:

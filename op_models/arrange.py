@@ -39,10 +39,14 @@ _POINTER_BYTES = 8
 
 @dataclass(frozen=True, slots=True)
 class CacheSizes:
-    """Private and shared cache of the core that measures, in bytes."""
+    """Private and shared cache of the core that measures, in bytes.
+
+    ``packed`` says whether the runtime keeps weights and pointer tables of its own for every operation (XNNPACK does).
+    """
 
     private_bytes: int = 1 << 20
     shared_bytes: int = 32 << 20
+    packed: bool = True
 
 
 @dataclass(frozen=True, slots=True)

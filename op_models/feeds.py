@@ -68,6 +68,11 @@ def why_real_data(spec: OpSpec, delegate: str = "xnnpack") -> str | None:
     return None
 
 
+def branching(spec: OpSpec) -> bool:
+    """Whether an operation is one quantised operator whose kernel branches on the sign of every element."""
+    return len(spec.steps) == 1 and spec.steps[0].op in _QUANTISED_BRANCHES and spec.outputs[0].dtype in _QUANTISED
+
+
 def needs_real_data(spec: OpSpec, delegate: str = "xnnpack") -> bool:
     """Whether an operation has to be measured on the data of its network; :func:`why_real_data` tells the reason."""
     return why_real_data(spec, delegate) is not None

@@ -181,7 +181,7 @@ class NetworkBuilder:
         def write() -> None:
             product = scale * np.float32(self._scale(source.index))
             self.graph.set_quantization(index, Quantization(product, 0, 0))
-            self.graph.set_constant(index, np.clip(np.rint(values / product), -(2**31), 2**31 - 1).astype(np.int32))
+            self.graph.set_constant(index, np.clip(np.rint(values / product.astype(np.float64)), -(2**31), 2**31 - 1).astype(np.int32))
 
         self._later.append(write)
         return index

@@ -1,0 +1,1 @@
+"""Search spaces: genotype to graph, canonical form, sampling, the operations a space can ask for, bulk counts."""

@@ -122,6 +122,14 @@ def test_a_flag_of_an_entry_reaches_the_prediction() -> None:
     assert "entry:nonlinear" in predict_keys([tables.ADD], table).flags
 
 
+@given(st.permutations([tables.ADD] * 7 + [tables.CONV] * 5), st.floats(0.5, 2))
+def test_the_order_of_operations_changes_no_digit(keys: list[str], scale: float) -> None:
+    base = tables.lut([tables.entry(tables.ADD, 0.1), tables.entry(tables.CONV, 0.7)])
+    header = replace(base.header.settings[0], calibration=Calibration(scale, scale, scale, 5))
+    table = Lut(replace(base.header, settings=(header,)), base.entries).table()
+    assert predict_keys(keys, table).latency_us == predict_keys(sorted(keys), table).latency_us
+
+
 def test_an_empty_network_costs_the_floor() -> None:
     found = predict_keys([], small_table().table())
     assert found.latency_us == pytest.approx(1.0)
