@@ -15,9 +15,15 @@ NAME := $(shell date -u +%Y%m%d-%H%M%S)
 RUN := runs/$(NAME)
 LUT := $(RUN).lut.json
 BUDGET := 3m
-# Networks that are drawn after the table is closed, and predicted and measured.
 UNSEEN := $(RUN).unseen
-SEED := 2026
+# Some networks to predict; luts.validate draws others and measures them.
+define DRAW
+from pathlib import Path
+import luts, luts.unseen
+luts.unseen.draw(luts.load("$(LUT)").table(), Path("$(UNSEEN)"), count=3, seed=1)
+endef
+export DRAW
+
 PYTEST := -n auto --dist loadfile
 
 help:
@@ -39,9 +45,9 @@ $(VENV_TRAIN)/made: $(MADE_FROM)
 profile: $(VENV)/made
 	$(PYTHON_TEST) -m harness.profile --out $(RUN) --budget $(BUDGET)
 	$(PYTHON_TEST) -m luts.build $(RUN) -o $(LUT)
-	$(PYTHON_TEST) -m op_models.spaces enas-micro --count 12 --seed $(SEED) --out $(UNSEEN)
+	$(PYTHON_TEST) -c "$$DRAW"
 	$(PYTHON_TEST) -m luts.predict $(UNSEEN)/*.tflite --lut $(LUT)
-	$(PYTHON_TEST) -m luts.validate --lut $(LUT) --model $(UNSEEN)/*.tflite
+	$(PYTHON_TEST) -m luts.validate --lut $(LUT)
 
 test: $(VENV)/made
 	$(PYTHON_TEST) -m pytest $(PYTEST) --cov --cov-report=term $(ARGS)

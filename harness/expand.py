@@ -12,7 +12,7 @@ from pathlib import Path
 
 from harness.jobs import Job, in_blocks, make_job
 from harness.plan import Plan
-from op_models import arrange, elp_nas, feeds, generate, graph, lift, locality, standing
+from op_models import arrange, elp_nas, feeds, generate, graph, lift, locality, signs, standing
 from op_models.arrange import Arrangement, CacheSizes
 from op_models.artifact import ArtifactCache
 from op_models.counts import macs
@@ -25,6 +25,7 @@ _GUESS_MACS_PER_US = 30_000.0
 _GUESS_BYTES_PER_US = 15_000.0
 _OVERHEAD_BYTES = 60_000
 _FEED_INSTANCES = 4  # places of a network whose data feeds one operation
+_LEAST_ROOM = 8  # steps of the grid on either side of zero that it takes to have both signs
 
 
 @dataclass
@@ -146,8 +147,11 @@ class _Maker:
         if not wanted:
             return
         lifter = lift.Lifter(source.graph)
+        self._branching(lifter, {key for key, (group, _) in wanted.items() if feeds.branching(group.spec)})
         real = self._feeds(source.graph, wanted)
         for key, (group, contexts) in wanted.items():
+            if feeds.branching(group.spec):
+                continue
             for context in contexts:
                 self.done.add((key, context))
                 try:
@@ -157,6 +161,8 @@ class _Maker:
                     self.expansion.unliftable[key] = error.reason
 
     def _contexts(self, group: Group, source: Source) -> Sequence[arrange.Context]:
+        if feeds.branching(group.spec):
+            return ("cold",)  # what its branches cost is the same everywhere
         try:
             with _damage_told(source.graph.name, group):
                 contexts = arrange.contexts(group.spec, self.caches, footprint_bytes=source.footprint_bytes)
@@ -170,19 +176,67 @@ class _Maker:
         spec = group.spec
         expected_us = 0.3 + macs(spec) / _GUESS_MACS_PER_US + arrange.copy_bytes(spec) / _GUESS_BYTES_PER_US
         arranged = arrange.arrange(spec, context, self.caches, expected_us=expected_us)
+        self._op_models(lifter, group, arranged, spec.key, feed)
+
+    def _op_models(
+        self, lifter: lift.Lifter, group: Group, arranged: arrange.Arrangements, key: str, feed: str | None
+    ) -> None:
         for model in self._with_weights(arranged.models):
             data = lifter.op_model(group, model)
             self._job(
                 data,
                 role="operation",
-                name=f"{spec.name} {model.name}",
-                key=spec.key,
-                context=context,
+                name=f"{group.spec.name} {model.name}",
+                key=key,
+                context=model.context,
                 copies=model.copies,
                 why=arranged.why,
                 memory_bytes=memory_bytes(group, model, len(data)),
                 feed_sha256=feed,
             )
+
+    def _branching(self, lifter: lift.Lifter, keys: Container[str]) -> None:
+        """Quantised operators that branch on signs: on data like that of the network, of one sign, and evenly mixed."""
+        network = lifter.graph
+        found: dict[str, list[Group]] = {}
+        for group in graph.groups(network):
+            if group.spec.key in keys:
+                found.setdefault(group.spec.key, []).append(group)
+        if not found:
+            return
+        chosen = {key: groups[:_FEED_INSTANCES] for key, groups in found.items()}
+        read: dict[str, list[feeds.Array]] = {}
+        seed = self.plan.measure.seed
+        try:
+            flat = [group for groups in chosen.values() for group in groups]
+            for group, arrays in zip(flat, feeds.group_inputs(network, flat, seed=seed), strict=True):
+                read.setdefault(group.spec.key, []).append(arrays[0])
+        except UnsupportedModelError as error:
+            self.expansion.unfed.update(dict.fromkeys(found, error.reason))
+        for key, groups in found.items():
+            self.done.add((key, "cold"))
+            group = max(groups, key=lambda group: signs.room(network, group))
+            try:
+                with _damage_told(network.name, group):
+                    self._signed(lifter, group, read.get(key, ()))
+            except NotLiftableError as error:
+                self.expansion.unliftable[key] = error.reason
+
+    def _signed(self, lifter: lift.Lifter, group: Group, read: Sequence[feeds.Array]) -> None:
+        key, tensor, seed = group.spec.key, group.spec.activations[0], self.plan.measure.seed
+        arranged = arrange.fresh(group.spec, feeds.FRESH_ELEMENTS)
+        copies, zero = arranged.models[0].copies, signs.zero_point(lifter.graph, group)
+        data = {
+            feeds.variant(key, name): feeds.signed(tensor.shape, tensor.dtype, zero, share, copies, seed)
+            for name, share in feeds.SIGNS.items()
+        }
+        own = feeds.resampled(read, copies, seed) if read else data[feeds.variant(key, "even")]
+        if signs.room(lifter.graph, group) < _LEAST_ROOM:
+            data.clear()  # on this grid there is one sign alone
+        for name, instances in {key: own, **data}.items():
+            feed = self.cache.put(feeds.pack([(instance,) for instance in instances]))
+            self.expansion.feeds[feed] = self.cache.path(feed)
+            self._op_models(lifter, group, arranged, name, feed)
 
     def _with_weights(self, models: Sequence[arrange.Arrangement]) -> list[arrange.Arrangement]:
         """LiteRT's own kernels read weights where they lie in the file: there, only weights of a copy's own are cold."""
@@ -194,7 +248,8 @@ class _Maker:
         delegate = self.plan.runtime.delegate
         needing: dict[str, list[Group]] = {}
         for group in graph.groups(network):
-            if group.spec.key in keys and feeds.needs_real_data(group.spec, delegate):
+            wanted = group.spec.key in keys and not feeds.branching(group.spec)
+            if wanted and feeds.needs_real_data(group.spec, delegate):
                 needing.setdefault(group.spec.key, []).append(group)
         chosen = [(key, group) for key, found in needing.items() for group in found[:_FEED_INSTANCES]]
         if not chosen:

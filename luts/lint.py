@@ -38,6 +38,8 @@ RULES = {
     "non-monotonic-size": (WARNING, "a larger image is surely faster"),
     "flagged": (WARNING, "the entry was flagged when it was measured or merged"),
 }
+# Flags of a run that repeat what a rule here says by its own measure.
+_TOLD_BY_A_RULE = frozenset({"wide", "not-positive"})
 WIDE_FRAC = 0.10
 # Below this a wide interval changes no prediction.
 WIDE_FROM_US = 0.5
@@ -88,8 +90,8 @@ def _of_entry(entry: Entry, wide_frac: float) -> Iterable[Finding]:
         yield _finding("wide-interval", entry.key, told, at)
     if not entry.latency_us_low <= entry.latency_us <= entry.latency_us_high:
         yield _finding("outside-interval", entry.key, f"{entry.latency_us:g} us lies outside {interval}", at)
-    if entry.flags:
-        yield _finding("flagged", entry.key, f"flagged {', '.join(entry.flags)}", at)
+    if flags := [flag for flag in entry.flags if flag not in _TOLD_BY_A_RULE]:
+        yield _finding("flagged", entry.key, f"flagged {', '.join(flags)}", at)
 
 
 def _key_syntax(entries: Sequence[Entry]) -> Iterable[Finding]:

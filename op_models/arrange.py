@@ -206,6 +206,17 @@ def _far(spec: OpSpec, caches: CacheSizes, expected_us: float) -> Arrangements:
     return Arrangements((Arrangement("far", copies, input_sets=sets, tap_after=tap),), why)
 
 
+def fresh(spec: OpSpec, elements: int) -> Arrangements:
+    """One op model whose copies read inputs of their own, ``elements`` elements together.
+
+    For kernels whose time is that of their branches. Where data lies hardly counts there, so this is all of *cold*.
+    """
+    size = max(1, spec.activations[0].elements)
+    copies = max(2, min(-(-elements // size), MAX_COPIES))
+    why = f"{copies} copies against none, each on data of its own: {copies * size} branches are more than can be learnt"
+    return Arrangements((Arrangement("cold", copies, input_sets=copies),), why)
+
+
 def chain(spec: OpSpec, copies: int) -> Arrangement:
     """One chain of an operation whose output feeds the next copy, as the N-repeated models of ELP-NAS are built.
 

@@ -181,7 +181,9 @@ class NetworkBuilder:
         def write() -> None:
             product = scale * np.float32(self._scale(source.index))
             self.graph.set_quantization(index, Quantization(product, 0, 0))
-            self.graph.set_constant(index, np.clip(np.rint(values / product.astype(np.float64)), -(2**31), 2**31 - 1).astype(np.int32))
+            # In float64, where the largest int32 is exact.
+            grid = np.clip(np.rint(values / product.astype(np.float64)), -(2**31), 2**31 - 1)
+            self.graph.set_constant(index, grid.astype(np.int32))
 
         self._later.append(write)
         return index

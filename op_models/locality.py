@@ -24,13 +24,17 @@ from op_models.spec import OpSpec
 
 Floats = NDArray[np.float64]
 
-# Up to about two private caches, a network's reuse of activations keeps it in the private cache; beyond four and a half
-# nothing stays. Chosen on 24 NAS-Bench-201 and 24 ENAS micro networks on the same host (1 MiB private cache).
-COLD_BEGINS = 1.9
-COLD_COMPLETE = 4.5
+# Up to some private caches, a network's reuse of what it just touched keeps it there. A network of about the size that
+# cold op models rotate through costs what they cost; a larger one, whose visits lie further apart, somewhat more, since
+# others use the shared cache meanwhile. Chosen on 44 ENAS micro and 24 NAS-Bench-201 networks on a host with a 1 MiB
+# private cache.
+COLD_BEGINS = 2.6
+COLD_COMPLETE = 5.8
+COLD_MOST = 1.5
 # Kernels that read weights where they lie have little state of their own to lose: a network of any size finds its
 # activations as a mixture of hot and cold op models does. Chosen on 15 ENAS micro networks on LiteRT's own kernels.
 UNPACKED_SHARE = 0.45
+UNPACKED_BEGINS = 1.9
 UNPACKED_COMPLETE = 3.0
 # A cache shared with other cores holds less than its size of any one network, and a cyclic walk through more than it
 # holds misses everywhere. Chosen on MobileNets and ResNet50 at 96x96 on one host with a 32 MiB shared cache.
@@ -78,7 +82,7 @@ def footprints_bytes(keys: Sequence[str], counts: NDArray[np.floating]) -> Float
 
 
 def mixture(footprint: float | Floats, caches: CacheSizes) -> tuple[Floats, Floats]:
-    """(share of ``cold`` over ``hot``, share of ``far`` over ``cold``) for footprints in bytes, each in 0..1.
+    """(share of ``cold`` over ``hot``, share of ``far`` over ``cold``) for footprints in bytes; 0 is none, 1 is all of it.
 
     The cost of an operation is ``hot + a * (cold - hot) + b * (far - cold)``. Both shares rise with the logarithm of the
     footprint: a from some to several private caches, b over the part of the shared cache at
@@ -90,10 +94,12 @@ def mixture(footprint: float | Floats, caches: CacheSizes) -> tuple[Floats, Floa
     end = max(1.5 * begin, FAR_COMPLETE_FRAC * caches.shared_bytes)
     private = caches.private_bytes
     if not caches.packed:
-        return UNPACKED_SHARE * _ramp(size, COLD_BEGINS * private, UNPACKED_COMPLETE * private), _ramp(size, begin, end)
-    return _ramp(size, COLD_BEGINS * private, COLD_COMPLETE * private), _ramp(size, begin, end)
+        return UNPACKED_SHARE * _ramp(size, UNPACKED_BEGINS * private, UNPACKED_COMPLETE * private), _ramp(size, begin, end)
+    far = _ramp(size, begin, end)
+    cold = _ramp(size, COLD_BEGINS * private, COLD_COMPLETE * private, COLD_MOST)
+    return cold - np.maximum(cold - 1.0, 0.0) * far, far
 
 
-def _ramp(size: Floats, low: float, high: float) -> Floats:
-    answer: Floats = np.clip(np.log(size / low) / np.log(high / low), 0.0, 1.0)
+def _ramp(size: Floats, low: float, high: float, most: float = 1.0) -> Floats:
+    answer: Floats = np.clip(np.log(size / low) / np.log(high / low), 0.0, most)
     return answer

@@ -27,10 +27,6 @@ from op_models.graph import Graph, Group, Operator
 from op_models.signals import Signal
 
 Array = NDArray[Any]
-ERROR_SD = 0.05
-"""Standard deviation of an estimated mixing, common to the operations of a network (45 ENAS micro networks)."""
-UNKNOWN_SD = 0.15
-"""The same where nothing is known but the operation: mixing differs that much between networks of one space."""
 _STORED = {"f32": np.float32, "f16": np.float16, "i8": np.int8, "u8": np.uint8, "i16": np.int16, "i32": np.int32}
 _NOISE_STEPS = 30.0  # what the measuring worker feeds 8-bit inputs with
 _THRESHOLDS = {"RELU": (0.0,), "RELU6": (0.0, 6.0), "RELU_N1_TO_1": (-1.0, 1.0), "RELU_0_TO_1": (0.0, 1.0), "PRELU": (0.0,)}
@@ -53,6 +49,12 @@ def mixings(graph: Graph) -> Mapping[int, float]:
         return {}
     walk = _Walk(graph)
     return {place: walk.mixing(graph.operators[group.operators[0]]) for place, group in wanted.items()}
+
+
+def room(graph: Graph, group: Group) -> int:
+    """Steps that a branching group's input has on the scarcer side of its zero point."""
+    zero, kind = zero_point(graph, group), np.iinfo(_STORED[graph.tensors[_first(graph, group)].dtype])
+    return int(min(zero - kind.min, kind.max - zero))
 
 
 def zero_point(graph: Graph, group: Group) -> int:

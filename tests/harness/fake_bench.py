@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import zlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -15,8 +16,16 @@ from harness.provenance import DeviceFacts, RuntimeFacts
 from harness.raw import RawRows, rows
 from tests.harness.scripted_run import DEVICE, RUNTIME
 
+KEYS = ("RELU(f32[1x8x8x8])->f32[1x8x8x8]", "ADD(f32[1x8x8x8],f32[1x8x8x8])->f32[1x8x8x8]")
 FIXED_US = 2.0
 INVOKES = 3
+
+
+def plan_text(*, keys: Sequence[str] = KEYS, contexts: str = '["hot"]', extra: str = "", **measure: float) -> str:
+    """A small plan: two operations of two op models each, a block each, six rounds."""
+    chosen = {"rounds_min": 3, "rounds_max": 6, "block_models": 4} | measure
+    lines = ["plan_format = 1", "[operations]", f"keys = {json.dumps(list(keys))}", f"contexts = {contexts}", extra, "[measure]"]
+    return "\n".join([*lines, *(f"{name} = {value}" for name, value in chosen.items())]) + "\n"
 
 
 def true_cost_us(job: Job) -> float:
@@ -68,7 +77,9 @@ class FakeBench:
 
     def _round(self, block: Sequence[Job], live: Sequence[int]) -> RawRows:
         order = np.random.default_rng((self.seed, self.rounds)).permutation(list(live)).tolist()
-        jobs, invokes, times_ns = [], [], []
+        jobs: list[int] = []
+        invokes: list[int] = []
+        times_ns: list[int] = []
         for place in order:
             job = block[place]
             visit = self.visits[job.job_id] = self.visits.get(job.job_id, 0) + 1

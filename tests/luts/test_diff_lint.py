@@ -141,6 +141,10 @@ def test_a_larger_operation_that_is_surely_faster_is_found(rule: str, smaller: s
     assert rules(perhaps) == []
 
 
+def test_a_flag_that_a_rule_repeats_is_not_told_twice() -> None:
+    assert rules(tables.lut([tables.entry(tables.ADD, 10.0, sd_us=2.0, flags=("wide",))])) == [("wide-interval", tables.ADD)]
+
+
 def test_operations_that_differ_in_more_than_one_kind_of_size_are_not_compared() -> None:
     entries = [tables.entry(tables.conv_key(3, 8, 8), 10.0), tables.entry(tables.conv_key(5, 8, 16), 5.0)]
     assert rules(tables.lut(entries)) == []

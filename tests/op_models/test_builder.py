@@ -17,6 +17,7 @@ from op_models import graph
 from op_models.builder import GraphBuilder, OptionValue, Quantization
 from op_models.errors import SpecError
 from op_models.layers import PRECISIONS, NetworkBuilder, Node, Precision
+from op_models.ranges import observed
 
 
 def run(data: bytes, seed: int = 0) -> np.ndarray:
@@ -326,3 +327,19 @@ def test_a_quantised_tensor_keeps_its_scales() -> None:
     assert tensor.quantization.scale.tolist() == [0.5, 0.25]
     assert tensor.quantization.zeroPoint.tolist() == [0, 0]
     assert tensor.quantization.quantizedDimension == 3
+
+
+def test_observed_ranges_replace_the_computed_ones() -> None:
+    def deep(precision: Precision, ranges: dict[str, tuple[float, float]] | None = None) -> bytes:
+        net = NetworkBuilder(precision, seed=2, ranges=ranges)
+        x = net.input((1, 8, 8, 4))
+        for _ in range(8):
+            x = net.add(x, net.avg_pool(x, 3))  # correlated: grows faster than independent signals would
+        return net.build(net.relu(x))
+
+    ranges = observed(deep("float32"))
+    exact = run(deep("float32"))
+    errors = [np.abs(run(deep("int8", known)) - exact).mean() for known in (None, ranges)]
+    assert errors[1] < 0.05 * exact.std()
+    assert errors[1] < errors[0] / 2
+    assert all(low <= 0.0 < high for low, high in ranges.values())
