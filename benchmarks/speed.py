@@ -46,16 +46,19 @@ def device_text() -> str:
     )
 
 
-def table_rows(run: Path) -> list[Speed]:
-    """How long a whole ENAS table took, and which share of it was measured inference."""
-    reader = rundir.read_run(run)
-    entries = reader.entries
-    first, last = entries[0].at_unix_us, entries[-1].at_unix_us
-    wall_s = (last - first) / 1e6
-    inside_s = sum(int(rows["wall_ns"].sum()) for _, rows in reader.rounds()) / 1e9
+def table_rows(run: Path, seconds: Path) -> list[Speed]:
+    """How long a whole ENAS table took from the plan on, and which share of it was measured inference.
+
+    ``seconds`` holds the wall time of the whole call; without it (a run that was resumed) nothing is said.
+    """
+    if not seconds.exists():
+        return []
+    wall_s = float(seconds.read_text())
+    inside_s = sum(int(rows["wall_ns"].sum()) for _, rows in rundir.read_run(run).rounds()) / 1e9
     share = 100 * inside_s / wall_s
+    what = "whole ENAS table: op models made, all operations in all contexts measured"
     return [
-        Speed(what="whole ENAS table, all operations and all N", value=wall_s, unit="s", goal="<= 60 s", reached=wall_s <= 60),
+        Speed(what=what, value=wall_s, unit="s", goal="<= 60 s", reached=wall_s <= 60),
         Speed(what="of it inside measured inference", value=share, unit="%", goal=">= 70 %", reached=share >= 70),
     ]
 

@@ -130,10 +130,7 @@ def markdown(figures: Figures) -> str:
             ),
             _table(
                 ("what", "value", "goal", ""),
-                [
-                    (row.what, f"{row.value:.3g} {row.unit}", row.goal or "–", _verdict(row.reached))
-                    for row in figures.speed
-                ],
+                [(row.what, f"{row.value:.3g} {row.unit}", row.goal or "–", _verdict(row.reached)) for row in figures.speed],
             ),
         )
     )

@@ -80,9 +80,7 @@ def prepare(
         names = " ".join(file.name for file in files)
         print(f"[{done}/{len(chosen)}, {time.monotonic() - begin:.0f} s] {names}", file=sys.stderr, flush=True)
         try:
-            instances = [
-                zoo.files(network, size, [file.precision for file in files], seed=seed, cache=cache) for seed in seeds
-            ]
+            instances = [zoo.files(network, size, [file.precision for file in files], seed=seed, cache=cache) for seed in seeds]
         except OpModelError as error:
             print(f"    {error}", file=sys.stderr, flush=True)
             failed |= {file.name: str(error) for file in files}

@@ -19,8 +19,8 @@ from harness.integrity import Finding, check_integrity
 def verify(path: Path) -> list[Finding]:
     """Everything that is wrong with a run, and remarks (``is_error`` False). Raises NotARunError for another directory."""
     findings = list(check_integrity(path))
-    if any(finding.is_error for finding in findings):
-        return findings  # derived numbers would be computed from data that is known to be wrong
+    if any(finding.is_error or finding.kind == "half-made" for finding in findings):
+        return findings  # derived numbers would be computed from data that is known to be wrong, or not there
     directory = path / "derived"
     try:
         run = rundir.read_run(path)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import statistics
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,6 +22,9 @@ SAME, FASTER, SLOWER, ONLY_A, ONLY_B, UNCLEAR = "same", "faster", "slower", "onl
 CORRECTIONS = ("holm", "bh")
 # Two measurements of one operation may both be right and still differ by their context: below this, do not tell.
 AT_LEAST_FRAC = 0.01
+# The same operation in another process of the same quiet host: about one percent.
+REPEAT_SD = 0.01
+LEAST_COMMON = 12
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +84,9 @@ def diff(a: Lut, b: Lut, *, correction: str = "bh", alpha: float = 0.05, at_leas
         raise RequestError("alpha must lie between 0 and 1, and the least difference must not be negative")
     entries_a, entries_b = _by_identity(a), _by_identity(b)
     both = [identity for identity in entries_a if identity in entries_b]
-    ratios = [_log_ratio(entries_a[identity], entries_b[identity]) for identity in both]
+    measured = [_log_ratio(entries_a[identity], entries_b[identity]) for identity in both]
+    scatter = run_scatter([item for item in measured if item is not None])
+    ratios = [None if item is None else (item[0], math.hypot(item[1], scatter)) for item in measured]
     tested = [position for position, item in enumerate(ratios) if item is not None]
     raw = [normal_two_sided(item[0] / item[1]) for item in ratios if item is not None]
     p_values = dict(zip(tested, adjusted(raw, correction).tolist(), strict=True))
@@ -111,6 +117,21 @@ def diff(a: Lut, b: Lut, *, correction: str = "bh", alpha: float = 0.05, at_leas
         if identity not in entries_a:
             found.append(Difference(*identity, ONLY_B, None, entry.latency_us))
     return Comparison(tuple(found), _unlike(a, b), correction)
+
+
+def run_scatter(ratios: Sequence[tuple[float, float]]) -> float:
+    """Standard deviation of log ratios beyond what the entries' own errors explain: what another process or hour changes.
+
+    ``ratios`` are (log ratio, its standard error). An entry's interval comes from the rounds of one run and cannot know
+    it. It is told from the middle of all common entries, so that the few that really differ do not count; with fewer
+    than ``LEAST_COMMON`` of them, and at least, it is ``REPEAT_SD``.
+    """
+    if len(ratios) < LEAST_COMMON:
+        return REPEAT_SD
+    middle = statistics.median(log_ratio for log_ratio, _ in ratios)
+    spread = 1.4826 * statistics.median(abs(log_ratio - middle) for log_ratio, _ in ratios)
+    own = statistics.median(error**2 for _, error in ratios)
+    return max(REPEAT_SD, math.sqrt(max(0.0, spread**2 - own)))
 
 
 def _by_identity(lut: Lut) -> dict[tuple[str, str, Setting], Entry]:

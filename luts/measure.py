@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from luts.lookup import CostTable
 
 ROUNDS = 16
+LEAST_ROUNDS = 3
 PASSES = 2
 
 
@@ -44,6 +45,8 @@ def measure_networks(
     """
     from harness import progress, rundir, runner
 
+    if rounds < LEAST_ROUNDS:
+        raise RequestError(f"{rounds} rounds give no interval; at least {LEAST_ROUNDS} are needed")
     files = list(dict.fromkeys(Path(path).resolve() for path in paths))
     setting = table.setting
     passes: list[dict[str, MeasuredNetwork]] = []

@@ -89,8 +89,7 @@ def mixture(footprint: float | Floats, caches: CacheSizes) -> tuple[Floats, Floa
     which a network that runs again and again begins to push its own weights out.
     """
     size = np.maximum(np.asarray(footprint, np.float64), 1.0)
-    cold = cold_rotation_bytes(caches)
-    begin = max(float(cold), FAR_BEGINS_FRAC * caches.shared_bytes)
+    begin = max(float(cold_rotation_bytes(caches)), FAR_BEGINS_FRAC * caches.shared_bytes)
     end = max(1.5 * begin, FAR_COMPLETE_FRAC * caches.shared_bytes)
     private = caches.private_bytes
     if not caches.packed:

@@ -146,9 +146,7 @@ def test_an_installed_wheel_plans_without_the_checkout(wheel: Path, tmp_path: Pa
         cwd=empty, check=False,
     )  # fmt: skip
     assert found.returncode == 0
-    done = subprocess.run(
-        [python, "-m", "harness.profile", "--dry-run"], cwd=empty, capture_output=True, text=True, check=False
-    )
+    done = subprocess.run([python, "-m", "harness.profile", "--dry-run"], cwd=empty, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stdout
 

@@ -51,9 +51,7 @@ def test_readme_holds_what_the_figures_say() -> None:
 
 def test_a_missed_goal_is_shown_and_a_baseline_has_none(tmp_path: Path) -> None:
     missed, baseline = [
-        line
-        for line in markdown(read(figures_file(tmp_path, FIGURES))).splitlines()
-        if line.startswith("| toy networks")
+        line for line in markdown(read(figures_file(tmp_path, FIGURES))).splitlines() if line.startswith("| toy networks")
     ]
     assert "| 1.25 | +0.50 |" in missed
     assert missed.endswith("| MAPE <= 1 % | **missed** |")

@@ -58,9 +58,24 @@ def test_what_one_table_lacks_is_said() -> None:
 
 
 def test_a_difference_below_what_matters_is_the_same_however_certain() -> None:
-    first, second = (tables.lut([tables.entry(tables.ADD, us, sd_us=1e-4)]) for us in (100.0, 100.5))
-    assert diff.diff(first, second).differences[0].verdict == diff.SAME
-    assert diff.diff(first, second, at_least_frac=0.001).differences[0].verdict == diff.SLOWER
+    first, second = (tables.lut([tables.entry(tables.ADD, us, sd_us=1e-4)]) for us in (100.0, 105.0))
+    assert diff.diff(first, second, at_least_frac=0.1).differences[0].verdict == diff.SAME
+    assert diff.diff(first, second).differences[0].verdict == diff.SLOWER
+
+
+def test_what_another_run_changes_everywhere_is_no_difference() -> None:
+    rng = np.random.default_rng(8)
+
+    def run(changed: dict[int, float]) -> Lut:
+        return tables.lut(
+            [
+                tables.entry(tables.conv_key(size=i + 1), 100 * changed.get(i, 1.0) * (1 + 0.03 * rng.standard_normal()), sd_us=0.01)
+                for i in range(100)
+            ]
+        )
+
+    found = diff.diff(run({}), run({7: 1.5}))
+    assert [item.key for item in found.differences if item.verdict != diff.SAME] == [tables.conv_key(size=8)]
 
 
 def test_a_negative_entry_has_no_ratio() -> None:
