@@ -16,13 +16,6 @@ RUN := runs/$(NAME)
 LUT := $(RUN).lut.json
 BUDGET := 3m
 UNSEEN := $(RUN).unseen
-# Some networks to predict; luts.validate draws others and measures them.
-define DRAW
-from pathlib import Path
-import luts, luts.unseen
-luts.unseen.draw(luts.load("$(LUT)").table(), Path("$(UNSEEN)"), count=3, seed=1)
-endef
-export DRAW
 
 PYTEST := -n auto --dist loadfile
 
@@ -45,7 +38,7 @@ $(VENV_TRAIN)/made: $(MADE_FROM)
 profile: $(VENV)/made
 	$(PYTHON_TEST) -m harness.profile --out $(RUN) --budget $(BUDGET)
 	$(PYTHON_TEST) -m luts.build $(RUN) -o $(LUT)
-	$(PYTHON_TEST) -c "$$DRAW"
+	$(PYTHON_TEST) -m op_models.spaces enas-micro --count 3 --seed 1 --out $(UNSEEN)
 	$(PYTHON_TEST) -m luts.predict $(UNSEEN)/*.tflite --lut $(LUT)
 	$(PYTHON_TEST) -m luts.validate --lut $(LUT)
 

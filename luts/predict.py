@@ -308,7 +308,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(json.dumps(found[0] if len(found) == 1 else found, indent=1))
         else:
             print("\n".join(line for prediction in predictions for line in _told(prediction, arguments.parts)))
-        _talk(predictions, arguments.lut)
+        _talk(predictions, arguments.networks, arguments.lut)
         return DONE
 
     return guarded(work)
@@ -341,17 +341,18 @@ def _told(prediction: Prediction, parts: bool) -> list[str]:
     return lines
 
 
-def _talk(predictions: Sequence[Prediction], lut: str) -> None:
+def _talk(predictions: Sequence[Prediction], networks: Sequence[str], lut: str) -> None:
     flags = dict.fromkeys(flag for prediction in predictions for flag in prediction.flags)
     for flag in flags:
         meaning = FLAG_MEANINGS.get(flag, "flagged when it was measured")
         print(f"note: {flag}: {meaning}", file=sys.stderr)
-    names = " ".join(prediction.network for prediction in predictions[:3])
-    more = " ..." if len(predictions) > 3 else ""
+    import shlex
+
+    names = shlex.join(networks)
     if any(prediction.lower_bound for prediction in predictions):
-        print(f"next: python -m harness.profile --model {names}{more}", file=sys.stderr)
+        print(f"next: python -m harness.profile --model {names}", file=sys.stderr)
     else:
-        print(f"next: python -m luts.validate --lut {lut} --model {names}{more}", file=sys.stderr)
+        print(f"next: python -m luts.validate --lut {shlex.quote(lut)} --model {names}", file=sys.stderr)
 
 
 if __name__ == "__main__":

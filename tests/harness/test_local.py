@@ -85,6 +85,8 @@ def workers() -> list[int]:
 def kill_worker(_: int = 0) -> None:
     (pid,) = workers()
     os.kill(pid, signal.SIGKILL)
+    while pid in workers():
+        time.sleep(0.001)
 
 
 def test_every_model_is_visited_in_every_round_in_another_order(bench: LocalBench, good: Path) -> None:
@@ -145,13 +147,8 @@ def opened(path: Path, act: Callable[[], None]) -> Iterator[None]:
             with contextlib.suppress(OSError):
                 descriptor = os.open(path, os.O_WRONLY | os.O_NONBLOCK)  # refused while nobody reads
                 act()
-                while not is_over.is_set():
-                    os.write(descriptor, b"")
-                    time.sleep(0.01)
-                    if not workers():
-                        break
                 os.close(descriptor)
-            time.sleep(0.005)
+            time.sleep(0.002)
 
     thread = threading.Thread(target=watch)
     thread.start()

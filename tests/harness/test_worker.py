@@ -137,7 +137,8 @@ def test_a_feed_gives_the_inputs_in_order_also_beyond_ten(tmp_path: Path) -> Non
     builder.output(*(builder.op("ABS", [x], [builder.tensor((1, 2))])[0] for x in inputs))
     path = tmp_path / "net.tflite"
     path.write_bytes(builder.build())
-    np.savez(tmp_path / "feed.npz", **{f"x{i}": np.full((1, 2), i, np.float32) for i in range(12)})
+    numbered: dict[str, Any] = {f"x{i}": np.full((1, 2), i, np.float32) for i in range(12)}
+    np.savez(tmp_path / "feed.npz", **numbered)
     model = worker.LoadedModel(str(path), delegate="none", threads=1, seed=1, feed=str(tmp_path / "feed.npz"))
     held = [model._interpreter.get_tensor(detail["index"])[0, 0] for detail in model._interpreter.get_input_details()]
     assert held == list(range(12))

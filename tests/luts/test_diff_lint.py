@@ -69,7 +69,9 @@ def test_what_another_run_changes_everywhere_is_no_difference() -> None:
     def run(changed: dict[int, float]) -> Lut:
         return tables.lut(
             [
-                tables.entry(tables.conv_key(size=i + 1), 100 * changed.get(i, 1.0) * (1 + 0.03 * rng.standard_normal()), sd_us=0.01)
+                tables.entry(
+                    tables.conv_key(size=i + 1), 100 * changed.get(i, 1.0) * (1 + 0.03 * rng.standard_normal()), sd_us=0.01
+                )
                 for i in range(100)
             ]
         )
