@@ -15,6 +15,7 @@ NAME := $(shell date -u +%Y%m%d-%H%M%S)
 RUN := runs/$(NAME)
 LUT := $(RUN).lut.json
 BUDGET := 3m
+BENCH := runs/bench
 UNSEEN := $(RUN).unseen
 
 PYTEST := -n auto --dist loadfile
@@ -25,7 +26,7 @@ help:
 	@echo "make check     ruff, mypy --strict, import contracts"
 	@echo "make slow      the tests that take longer"
 	@echo "make train     the tests against TensorFlow, in an environment of their own"
-	@echo "make bench     measure the figures in README (an hour on a quiet machine) and write them there"
+	@echo "make bench     measure the figures in README (about two hours, most of it converting the zoo once) and write them there"
 
 $(VENV)/made: $(MADE_FROM)
 	.ci/environment $(VENV) test,dev
@@ -62,5 +63,6 @@ imports: $(VENV)/made
 	$(VENV)/bin/lint-imports
 
 bench: $(VENV_TRAIN)/made
-	$(PYTHON_TRAIN) -m benchmarks.run
+	$(PYTHON_TRAIN) -m benchmarks.zoo_files --out $(BENCH)/zoo
+	$(PYTHON_TRAIN) -m benchmarks.run --work $(BENCH)
 	$(PYTHON_TRAIN) -m benchmarks.table

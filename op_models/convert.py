@@ -252,9 +252,7 @@ class Converted:
     convert_s: float
 
 
-def convert_model(
-    model: Any, precisions: Sequence[str], samples: NDArray[np.float32], *, name: str
-) -> dict[str, Converted]:
+def convert_model(model: Any, precisions: Sequence[str], samples: NDArray[np.float32], *, name: str) -> dict[str, Converted]:
     """Convert a Keras model in this process, which imports TensorFlow; see :func:`convert` for the usual way.
 
     ``samples`` has shape (count, ...) and serves as representative data and for the comparison with Keras.
@@ -364,9 +362,7 @@ def _to_floats(values: NDArray[Any], tensor: Mapping[str, Any]) -> NDArray[np.fl
 # ---- data and weights, without TensorFlow
 
 
-def sample_inputs(
-    shape: tuple[int, ...], input_range: tuple[float, float], *, count: int, seed: int
-) -> NDArray[np.float32]:
+def sample_inputs(shape: tuple[int, ...], input_range: tuple[float, float], *, count: int, seed: int) -> NDArray[np.float32]:
     """Seeded inputs of shape (count, *shape) inside ``input_range``, images as smooth as photographs roughly are.
 
     White noise alone would average out in the first convolution and leave the rest of a network with ranges that no

@@ -20,7 +20,8 @@ import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 
 from op_models.errors import DynamicShapeError, ModelFileError, UnsupportedModelError
-from op_models.options import option_texts
+from op_models.flatread import Reader
+from op_models.options import OptionReader
 from op_models.spec import DTYPE_SIZE_BYTES, OpSpec, Step, StepInput, TensorSpec
 
 MAX_FILE_BYTES = 2 * 2**30
@@ -201,39 +202,38 @@ def parse(data: bytes, name: str = "model") -> Graph:
         raise ModelFileError(name, f"its tables do not hold together ({type(error).__name__}: {error})") from error
 
 
-def _bounded(length: int, data: bytes, what: str) -> int:
-    if not 0 <= length <= len(data) // 4:
-        raise ValueError(f"{length} {what} cannot fit in {len(data)} bytes")
-    return length
-
-
-def _ints(array: Any) -> tuple[int, ...]:
-    # The generated accessors answer 0 for an absent vector.
-    return tuple(array.tolist()) if isinstance(array, np.ndarray) else ()
-
-
 def _text(raw: bytes | None) -> str:
     return (raw or b"").decode("utf-8", "replace")
 
 
+# Slots of the schema's tables (TensorFlow Lite schema, version 3).
+_MODEL_CODES, _MODEL_SUBGRAPHS, _MODEL_BUFFERS = 1, 2, 4
+_BUFFER_DATA, _BUFFER_SIZE = 0, 2
+_TENSORS, _INPUTS, _OUTPUTS, _OPERATORS = 0, 1, 2, 3
+_SHAPE, _TYPE, _BUFFER, _NAME, _QUANTIZATION, _SPARSITY, _SIGNATURE = 0, 1, 2, 3, 4, 6, 7
+_SCALE = 2
+_OP_CODE, _OP_INPUTS, _OP_OUTPUTS = 0, 1, 2
+
+
 def _parse(data: bytes, name: str) -> Graph:
-    model = schema.Model.GetRootAs(data, 0)
-    subgraphs = _bounded(model.SubgraphsLength(), data, "subgraphs")
-    if subgraphs < 1:
+    reader = Reader(data)
+    model = reader.root()
+    subgraphs = reader.tables(model, _MODEL_SUBGRAPHS)
+    if not subgraphs:
         raise UnsupportedModelError(name, "the file holds no graph")
     buffers = [
-        model.Buffers(i).DataLength() > 0 or model.Buffers(i).Size() > 1
-        for i in range(_bounded(model.BuffersLength(), data, "buffers"))
+        reader.vector(buffer, _BUFFER_DATA, 1)[1] > 0 or reader.u32(buffer, _BUFFER_SIZE) > 1
+        for buffer in reader.tables(model, _MODEL_BUFFERS)
     ]
-    codes = [_operator_code(model.OperatorCodes(i)) for i in range(_bounded(model.OperatorCodesLength(), data, "operator codes"))]
-    subgraph = model.Subgraphs(0)
-    tensors = tuple(_tensor(subgraph.Tensors(i), i, buffers) for i in range(_bounded(subgraph.TensorsLength(), data, "tensors")))
-    operators = tuple(
-        _operator(subgraph.Operators(i), i, codes) for i in range(_bounded(subgraph.OperatorsLength(), data, "operators"))
-    )
-    inputs, outputs = _ints(subgraph.InputsAsNumpy()), _ints(subgraph.OutputsAsNumpy())
+    schema_model = schema.Model.GetRootAs(data, 0)
+    codes = [_operator_code(schema_model.OperatorCodes(i)) for i in range(len(reader.tables(model, _MODEL_CODES)))]
+    subgraph = subgraphs[0]
+    tensors = tuple(_tensor(reader, at, i, buffers) for i, at in enumerate(reader.tables(subgraph, _TENSORS)))
+    texts = OptionReader(reader)
+    operators = tuple(_operator(reader, at, i, codes, texts) for i, at in enumerate(reader.tables(subgraph, _OPERATORS)))
+    inputs, outputs = reader.ints(subgraph, _INPUTS), reader.ints(subgraph, _OUTPUTS)
     _check_indices(tensors, operators, inputs, outputs)
-    return Graph(name, tensors, operators, inputs, outputs, data, subgraphs)
+    return Graph(name, tensors, operators, inputs, outputs, data, len(subgraphs))
 
 
 def _check_indices(
@@ -269,42 +269,42 @@ def _operator_code(code: Any) -> tuple[str, int]:
     return name, code.Version()
 
 
-def _tensor(tensor: Any, index: int, buffers: list[bool]) -> Tensor:
-    shape = _ints(tensor.ShapeAsNumpy())
-    signature = _ints(tensor.ShapeSignatureAsNumpy())
-    if any(size < -1 for size in shape) or len(shape) > 16:
-        raise ValueError(f"tensor {index} has the shape {shape}")
+def _tensor(reader: Reader, at: int, index: int, buffers: list[bool]) -> Tensor:
+    shape = reader.ints(at, _SHAPE)
+    signature = reader.ints(at, _SIGNATURE)
     count = 1
     for size in shape:
         count *= size
-    if count > 2**40:
-        raise ValueError(f"tensor {index} has {count} elements")
-    buffer = tensor.Buffer()
+        if size < -1:
+            raise ValueError(f"tensor {index} has the shape {shape}")
+    if count > 2**40 or len(shape) > 16:
+        raise ValueError(f"tensor {index} has the shape {shape}")
+    buffer = reader.u32(at, _BUFFER)
     if not 0 <= buffer < max(1, len(buffers)):
         raise ValueError(f"tensor {index} uses buffer {buffer} of {len(buffers)}")
-    quantization = tensor.Quantization()
-    scales = 0 if quantization is None else quantization.ScaleLength()
+    quantization = reader.table(at, _QUANTIZATION)
+    scales = reader.vector(quantization, _SCALE, 4)[1] if quantization else 0
     return Tensor(
         index=index,
-        name=_text(tensor.Name()),
+        name=reader.text(at, _NAME),
         shape=shape,
-        dtype=DTYPE_OF_CODE[tensor.Type()],
+        dtype=DTYPE_OF_CODE[reader.u8(at, _TYPE)],
         quant="none" if scales == 0 else "tensor" if scales == 1 else "channel",
         is_const=bool(buffers and buffers[buffer]),
-        dynamic=any(size < 0 for size in shape) or any(size < 0 for size in signature[1:]),
-        sparse=tensor.Sparsity() is not None,
+        dynamic=-1 in shape or (bool(signature) and min(signature[1:], default=0) < 0),
+        sparse=reader.table(at, _SPARSITY) != 0,
     )
 
 
-def _operator(operator: Any, index: int, codes: list[tuple[str, int]]) -> Operator:
-    name, version = codes[operator.OpcodeIndex()]
+def _operator(reader: Reader, at: int, index: int, codes: list[tuple[str, int]], texts: OptionReader) -> Operator:
+    name, version = codes[reader.u32(at, _OP_CODE)]
     return Operator(
         index=index,
         name=name,
         version=version,
-        inputs=_ints(operator.InputsAsNumpy()),
-        outputs=_ints(operator.OutputsAsNumpy()),
-        options=option_texts(operator, name),
+        inputs=reader.ints(at, _OP_INPUTS),
+        outputs=reader.ints(at, _OP_OUTPUTS),
+        options=texts.texts(at, name),
     )
 
 

@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 
+from op_models.flatread import Reader
+
 # Options that repeat what the tensors say, or that no kernel looks at while it computes.
 _SAY_NOTHING = frozenset(
     {
@@ -71,6 +73,41 @@ def _text_of(name: str, value: Any) -> str:
     if isinstance(value, (int, str, np.generic)):
         return re.sub(r"[^A-Za-z0-9_.+-]", "_", str(value))
     return type(value).__name__
+
+
+_OPTIONS_TYPE, _OPTIONS = 3, 4  # slots of the schema's Operator
+
+
+class OptionReader:
+    """Option texts of the operators of one file; equal option tables are read once."""
+
+    def __init__(self, reader: Reader) -> None:
+        self._reader = reader
+        self._known: dict[tuple[int, str, bytes], tuple[tuple[str, str], ...]] = {}
+
+    def texts(self, operator: int, name: str) -> tuple[tuple[str, str], ...]:
+        """(name, value) texts of the options of the operator at this position; see :func:`option_texts`."""
+        table = self._reader.table(operator, _OPTIONS)
+        kind = self._reader.u8(operator, _OPTIONS_TYPE)
+        if not table or not _all_scalars(kind) or name.startswith("CUSTOM:"):
+            return self._read(operator, name)
+        known = (kind, name, self._reader.content(table))
+        if known not in self._known:
+            self._known[known] = self._read(operator, name)
+        return self._known[known]
+
+    def _read(self, operator: int, name: str) -> tuple[tuple[str, str], ...]:
+        accessor = schema.Operator()
+        accessor.Init(self._reader.data, operator)
+        return option_texts(accessor, name)
+
+
+@lru_cache(maxsize=512)
+def _all_scalars(kind: int) -> bool:
+    """Whether an options table of this kind holds numbers alone, so that equal bytes mean equal options."""
+    names = [name for name, code in vars(schema.BuiltinOptions).items() if code == kind and name[0] != "_"]
+    fresh = getattr(schema, f"{names[0]}T", None) if names else None
+    return fresh is not None and all(type(value) in (bool, int, float) for value in vars(fresh()).values())
 
 
 def option_texts(operator: Any, name: str) -> tuple[tuple[str, str], ...]:

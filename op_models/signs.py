@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -72,9 +73,9 @@ def room(graph: Graph, group: Group) -> int:
 
 def mixing(shares: Array, pixels: int) -> float:
     """Mixing of a tensor of ``pixels`` x channels elements; ``shares`` [outcomes, channels] of each outcome of the branch."""
-    overall = 2.0 * (1.0 - float(shares.mean(axis=1).max()))
-    by_channel = 2.0 * (1.0 - float(shares.max(axis=0).mean()))
-    unlearnt = max(1.0, _UNLEARNT * max(pixels, 1) ** -_LEARNING)
+    overall = 2.0 * float(1.0 - shares.mean(axis=1).max())
+    by_channel = 2.0 * float(1.0 - shares.max(axis=0).mean())
+    unlearnt = max(1.0, _UNLEARNT / float(max(pixels, 1) ** _LEARNING))
     return max(0.0, min(1.0, overall, unlearnt * by_channel))
 
 
@@ -206,17 +207,20 @@ class _Walk:
     def _bare(self, operator: Operator, options: Mapping[str, str]) -> Signal | None:
         inputs, channels = operator.inputs, self._channels(operator.outputs[0])
         match operator.name:
-            case "CONV_2D" | "FULLY_CONNECTED":
-                weights = self._constant(inputs[1])
-                taps = weights.reshape(weights.shape[0], -1, weights.shape[-1])
-                source = self.known[inputs[0]]
-                return self._weighted(operator, taps.sum(1) @ source.mean, (taps * taps).sum(1) @ source.variance)
+            case "FULLY_CONNECTED":
+                weights, source = self._constant(inputs[1]), self.known[inputs[0]]
+                return self._weighted(operator, weights @ source.mean, (weights * weights) @ source.variance)
+            case "CONV_2D":
+                weights, source = self._constant(inputs[1]), self.known[inputs[0]]
+                taps = np.moveaxis(weights @ source.mean.astype(np.float32), 0, -1)
+                power = np.square(weights, out=weights).sum(axis=(1, 2)) @ source.variance
+                return self._weighted(operator, *self._padded(operator, options, taps, power))
             case "DEPTHWISE_CONV_2D":
-                weights = self._constant(inputs[1]).reshape(-1, channels)
-                source = self.known[inputs[0]]
+                weights, source = self._constant(inputs[1])[0], self.known[inputs[0]]
                 times = channels // source.mean.size
                 mean, variance = np.repeat(source.mean, times), np.repeat(source.variance, times)
-                return self._weighted(operator, weights.sum(0) * mean, (weights * weights).sum(0) * variance)
+                power = (weights * weights).sum(axis=(0, 1)) * variance
+                return self._weighted(operator, *self._padded(operator, options, weights * mean, power))
             case "ADD" | "SUB":
                 first, second = (self._operand(index, channels) for index in inputs)
                 return signals.added(first, second, inputs[0] == inputs[1], 1.0 if operator.name == "ADD" else -1.0)
@@ -244,6 +248,24 @@ class _Walk:
                 return self.known[inputs[0]]
         return None
 
+    def _padded(self, operator: Operator, options: Mapping[str, str], taps: Array, variance: Array) -> tuple[Array, Array]:
+        """Mean and variance of a convolution's output; ``taps`` [height, width, channels] is the mean that each tap adds.
+
+        Where the window hangs over the edge some taps see zeros: with large means that is most of the spread.
+        """
+        if taps.shape[:2] == (1, 1):
+            return taps[0, 0], variance
+        before, after = (self.graph.tensors[index].shape for index in (operator.inputs[0], operator.outputs[0]))
+        strides = [int(number) for number in options.get("stride", "1x1").split("x")]
+        steps = [int(number) for number in options.get("dilation", "1x1").split("x")]
+        same = options.get("pad") == "same"
+        rows, columns = (
+            _inside(before[1 + axis], after[1 + axis], taps.shape[axis], strides[axis], steps[axis], same) for axis in (0, 1)
+        )
+        mean = np.einsum("y,x,yxc->c", np.diagonal(rows), np.diagonal(columns), taps)
+        both = np.einsum("yz,xw,zwc->yxc", rows, columns, taps, optimize=True)
+        return mean, variance + np.maximum((both * taps).sum(axis=(0, 1)) - mean * mean, 0.0)
+
     def _weighted(self, operator: Operator, mean: Array, variance: Array) -> Signal:
         if len(operator.inputs) > 2 and operator.inputs[2] >= 0:
             mean = mean + self._constant(operator.inputs[2])
@@ -254,6 +276,17 @@ def _sane(signal: Signal, channels: int) -> bool:
     return signal.mean.shape == (channels,) == signal.std.shape and bool(
         np.isfinite(signal.mean).all() and np.isfinite(signal.std).all()
     )
+
+
+@lru_cache(maxsize=256)
+def _inside(before: int, after: int, window: int, stride: int, dilation: int, same: bool) -> Array:
+    """Share of outputs along an axis for which two taps of the window both lie inside the input, [window, window]."""
+    reach = (window - 1) * dilation + 1
+    padding = max((after - 1) * stride + reach - before, 0) // 2 if same else 0
+    place = np.arange(after) * stride - padding + np.arange(window)[:, None] * dilation
+    seen = ((place >= 0) & (place < before)).astype(np.float64)
+    answer: Array = seen @ seen.T / max(after, 1)
+    return answer
 
 
 def _cumulative(z: Array) -> Array:

@@ -142,9 +142,7 @@ def build(name: str, size: int, seed: int = BASE_SEED, classes: int = 1000) -> A
         model = _OWN[own](size, classes)
     else:
         model = getattr(keras.applications, kind)(weights=None, input_shape=(size, size, 3), classes=classes)
-    samples = sample_inputs(
-        tuple(model.inputs[0].shape[1:]), network.input_range, count=_SETTLE_SAMPLES, seed=seed + 1000
-    )
+    samples = sample_inputs(tuple(model.inputs[0].shape[1:]), network.input_range, count=_SETTLE_SAMPLES, seed=seed + 1000)
     settle(model, samples, seed)
     return model
 

@@ -79,7 +79,14 @@ def good(tmp_path: Path) -> Path:
 
 def workers() -> list[int]:
     told = Path(f"/proc/self/task/{threading.main_thread().native_id}/children").read_text()
-    return [int(pid) for pid in told.split() if b"harness.devices.worker" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+    return [int(pid) for pid in told.split() if b"harness.devices.worker" in command_line(pid)]
+
+
+def command_line(pid: str) -> bytes:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes()  # empty for one that is dead and not waited for
+    except OSError:
+        return b""
 
 
 def kill_worker(_: int = 0) -> None:
@@ -143,7 +150,7 @@ def opened(path: Path, act: Callable[[], None]) -> Iterator[None]:
     is_over = threading.Event()
 
     def watch() -> None:
-        while not is_over.is_set():
+        while not is_over.is_set() and path.is_fifo():
             with contextlib.suppress(OSError):
                 descriptor = os.open(path, os.O_WRONLY | os.O_NONBLOCK)  # refused while nobody reads
                 act()
