@@ -178,9 +178,7 @@ class _Maker:
         arranged = arrange.arrange(spec, context, self.caches, expected_us=expected_us)
         self._op_models(lifter, group, arranged, spec.key, feed)
 
-    def _op_models(
-        self, lifter: lift.Lifter, group: Group, arranged: arrange.Arrangements, key: str, feed: str | None
-    ) -> None:
+    def _op_models(self, lifter: lift.Lifter, group: Group, arranged: arrange.Arrangements, key: str, feed: str | None) -> None:
         for model in self._with_weights(arranged.models):
             data = lifter.op_model(group, model)
             self._job(
@@ -227,8 +225,7 @@ class _Maker:
         arranged = arrange.fresh(group.spec, feeds.FRESH_ELEMENTS)
         copies, zero = arranged.models[0].copies, signs.zero_point(lifter.graph, group)
         data = {
-            feeds.variant(key, name): feeds.signed(tensor.shape, tensor.dtype, zero, share, copies, seed)
-            for name, share in feeds.SIGNS.items()
+            feeds.variant(key, name): feeds.signed(tensor.shape, tensor.dtype, zero, name, copies, seed) for name in feeds.SIGNS
         }
         own = feeds.resampled(read, copies, seed) if read else data[feeds.variant(key, "even")]
         if signs.room(lifter.graph, group) < _LEAST_ROOM:

@@ -234,15 +234,15 @@ def real_instances(
 
 # --- data for kernels that branch on every element --------------------------------------------------------------
 
-FRESH_ELEMENTS = 1 << 19
+FRESH_ELEMENTS = 3 << 18
 """Different elements that an op model of a branching kernel works on: more than a branch predictor learns by heart.
 
 Measured on an EPYC: the branches of 30,000 random elements that come again at every invocation are all foreseen, those
 of 300,000 are not. A network meets new data every time, and even on the same data it has more branches than that."""
 
 
-SIGNS: dict[str, float] = {"one": 1.0, "even": 0.5}
-"""Share of elements above zero in the two kinds of data between which the cost of a branching operation lies."""
+SIGNS = ("one", "even")
+"""The two kinds of data between which the cost of a branching operation lies: all above zero, and evenly about it."""
 
 
 def variant(key: str, signs: str) -> str:
@@ -265,15 +265,14 @@ def resampled(arrays: Sequence[Array], count: int, seed: int) -> list[Array]:
     return found
 
 
-def signed(shape: Sequence[int], dtype: str, zero: int, share: float, count: int, seed: int) -> list[Array]:
-    """``count`` tensors of independent quantised noise around ``zero``, of which ``share`` lies above and none on it."""
+def signed(shape: Sequence[int], dtype: str, zero: int, signs: str, count: int, seed: int) -> list[Array]:
+    """``count`` tensors of independent quantised noise about ``zero``: all above it (``one``) or on both sides (``even``)."""
     rng = np.random.default_rng(seed)
     kind = np.iinfo(_NUMPY[dtype])
     found = []
     for _ in range(count):
-        size = 1.0 + np.abs(np.rint(rng.normal(0, 30, shape)))
-        above = rng.random(shape) < share
-        found.append(np.clip(zero + np.where(above, size, -size), kind.min, kind.max).astype(kind.dtype))
+        noise = np.rint(rng.normal(0, 30, shape))
+        found.append(np.clip(zero + (1 + np.abs(noise) if signs == "one" else noise), kind.min, kind.max).astype(kind.dtype))
     return found
 
 

@@ -262,8 +262,8 @@ class _Walk:
         rows, columns = (
             _inside(before[1 + axis], after[1 + axis], taps.shape[axis], strides[axis], steps[axis], same) for axis in (0, 1)
         )
-        mean = np.einsum("y,x,yxc->c", np.diagonal(rows), np.diagonal(columns), taps)
-        both = np.einsum("yz,xw,zwc->yxc", rows, columns, taps, optimize=True)
+        mean = np.diagonal(columns) @ np.tensordot(np.diagonal(rows), taps, 1)
+        both = columns @ np.tensordot(rows, taps, 1)
         return mean, variance + np.maximum((both * taps).sum(axis=(0, 1)) - mean * mean, 0.0)
 
     def _weighted(self, operator: Operator, mean: Array, variance: Array) -> Signal:

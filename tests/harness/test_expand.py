@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from harness import plan as plans
 from harness.expand import Expansion, expand
 from harness.plan import Plan
-from op_models import graph
+from op_models import feeds, graph
 from op_models.arrange import CacheSizes
 from op_models.artifact import ArtifactCache
 from op_models.builder import GraphBuilder
@@ -171,6 +171,19 @@ def test_a_quantised_relu_is_fed_with_the_data_of_its_network(tmp_path: Path, ca
     assert all(key is not None and key.startswith("RELU") for key in fed)
     assert set(fed.values()) == set(expansion.feeds)
     assert expansion.unfed == {}
+
+
+def test_a_branching_operation_is_also_measured_on_one_sign_and_on_even_signs(tmp_path: Path, cache: ArtifactCache) -> None:
+    path = written(tmp_path / "net.tflite", NETWORKS["i8"]())
+    jobs = [job for job in expand(plan_of(path), cache, CACHES).jobs if (job.key or "").startswith("RELU")]
+    (own,) = [job for job in jobs if job.key is not None and ";signs=" not in job.key]
+    assert {job.key for job in jobs} == {own.key, f"{own.key};signs=one", f"{own.key};signs=even"}
+    assert {job.context for job in jobs} == {"cold"}
+    assert len({job.feed_sha256 for job in jobs}) == 3
+    assert len({job.model_sha256 for job in jobs}) == 1
+    assert own.feed_sha256 is not None
+    content = feeds.load(cache.path(own.feed_sha256))
+    assert len(content) == own.copies
 
 
 def with_custom(data: bytes) -> bytes:

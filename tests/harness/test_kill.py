@@ -22,6 +22,7 @@ from harness.verify import verify
 from op_models.artifact import ArtifactCache
 from tests.faults import Crash, FaultyFileLayer, When
 from tests.harness.fake_bench import KEYS, FakeBench, plan_text
+from tests.harness.processes import children, is_alive
 from tests.harness.scripted_run import recordings
 
 # --- at every write, with a file layer that dies ----------------------------------------------------------------
@@ -157,11 +158,7 @@ class Command:
 
     def workers(self) -> list[int]:
         """Processes that it started."""
-        try:
-            told = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text()
-        except OSError:
-            return []
-        return [int(pid) for pid in told.split()]
+        return children(self.process.pid, self.process.pid)
 
     def wait_for_rounds(self, run: Path, number: int) -> None:
         deadline = time.monotonic() + PATIENCE_S
@@ -192,13 +189,6 @@ class Command:
 
 def rounds_on_disk(run: Path) -> int:
     return sum(1 for _ in run.glob("raw/*/*.npy"))
-
-
-def is_alive(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
-    except OSError:
-        return False
 
 
 def wait_until_gone(pids: list[int]) -> None:

@@ -8,7 +8,9 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 
 from harness import plan as plans
@@ -23,14 +25,15 @@ from harness.verify import verify
 from op_models.artifact import ArtifactCache
 from op_models.standing import empty_model
 from tests.harness.fake_bench import plan_text
+from tests.harness.processes import workers
 from tests.harness.scripted_run import recordings
 from tests.op_models.built import network_f32
 
 
-def job_of(path: Path, place: int) -> Job:
+def job_of(path: Path, place: int, feed: str | None = None) -> Job:
     return make_job(
         role="network", name=f"{place}:{path.name}", model_sha256="ab" * 32, model_bytes=1, memory_bytes=1,
-        delegate="xnnpack", threads=1, seed=1,
+        delegate="xnnpack", threads=1, seed=1, feed_sha256=feed,
     )  # fmt: skip
 
 
@@ -59,9 +62,12 @@ class Keeping:
         self.expected.update(expected)
 
 
-def measured(bench: LocalBench, paths: Sequence[Path], **given: object) -> Keeping:
-    record = Keeping(set(range(len(paths))), **given)  # type: ignore[arg-type]
-    bench.run([job_of(path, place) for place, path in enumerate(paths)], paths, record)
+def measured(bench: LocalBench, paths: Sequence[Path], *, fed: Mapping[int, Path] | None = None, **given: Any) -> Keeping:
+    """What a recorder got; ``fed`` gives the file with the data of some models."""
+    record = Keeping(set(range(len(paths))), **given)
+    names = {place: f"{place:02x}" * 32 for place in fed or {}}
+    bench.feeds = {names[place]: path for place, path in (fed or {}).items()}
+    bench.run([job_of(path, place, names.get(place)) for place, path in enumerate(paths)], paths, record)
     return record
 
 
@@ -77,23 +83,9 @@ def good(tmp_path: Path) -> Path:
     return path
 
 
-def workers() -> list[int]:
-    told = Path(f"/proc/self/task/{threading.main_thread().native_id}/children").read_text()
-    return [int(pid) for pid in told.split() if b"harness.devices.worker" in command_line(pid)]
-
-
-def command_line(pid: str) -> bytes:
-    try:
-        return Path(f"/proc/{pid}/cmdline").read_bytes()  # empty for one that is dead and not waited for
-    except OSError:
-        return b""
-
-
 def kill_worker(_: int = 0) -> None:
     (pid,) = workers()
     os.kill(pid, signal.SIGKILL)
-    while pid in workers():
-        time.sleep(0.001)
 
 
 def test_every_model_is_visited_in_every_round_in_another_order(bench: LocalBench, good: Path) -> None:
@@ -144,8 +136,8 @@ def test_a_worker_that_hangs_in_a_round_is_given_up(good: Path) -> None:
 
 
 @contextlib.contextmanager
-def opened(path: Path, act: Callable[[], None]) -> Iterator[None]:
-    """``path`` is a pipe for as long as this lasts; whenever somebody opens it to read, ``act`` is called."""
+def deadly(path: Path, then: Callable[[], None] = lambda: None) -> Iterator[Path]:
+    """Data that kill the worker that loads them: a pipe, whose reader hangs until it is dead and ``then`` is done."""
     os.mkfifo(path)
     is_over = threading.Event()
 
@@ -153,34 +145,49 @@ def opened(path: Path, act: Callable[[], None]) -> Iterator[None]:
         while not is_over.is_set() and path.is_fifo():
             with contextlib.suppress(OSError):
                 descriptor = os.open(path, os.O_WRONLY | os.O_NONBLOCK)  # refused while nobody reads
-                act()
+                (pid,) = workers()
+                os.kill(pid, signal.SIGKILL)
+                while Path(f"/proc/{pid}").exists():  # until then some thread of it may hold the pipe open
+                    time.sleep(0.001)
+                then()
                 os.close(descriptor)
             time.sleep(0.002)
 
     thread = threading.Thread(target=watch)
     thread.start()
     try:
-        yield
+        yield path
     finally:
         is_over.set()
         thread.join()
 
 
 def test_a_model_that_kills_the_worker_is_found_and_the_others_go_on(bench: LocalBench, tmp_path: Path, good: Path) -> None:
-    deadly = tmp_path / "deadly.tflite"
-    with opened(deadly, kill_worker):
-        record = measured(bench, [good, deadly, good])
+    with deadly(tmp_path / "feed") as feed:
+        record = measured(bench, [good] * 3, fed={1: feed})
     assert set(record.errors) == {1}
     assert isinstance(record.errors[1], WorkerDiedError)
     assert [set(rows["job"].tolist()) for rows in record.rounds] == [{0, 2}, {0, 2}]
 
 
 def test_two_models_that_kill_the_worker_are_both_found(bench: LocalBench, tmp_path: Path, good: Path) -> None:
-    first, second = tmp_path / "first.tflite", tmp_path / "second.tflite"
-    with opened(first, kill_worker), opened(second, kill_worker):
-        record = measured(bench, [first, good, second])
+    with deadly(tmp_path / "first") as first, deadly(tmp_path / "second") as second:
+        record = measured(bench, [good] * 3, fed={0: first, 2: second})
     assert set(record.errors) == {0, 2}
     assert [set(rows["job"].tolist()) for rows in record.rounds] == [{1}, {1}]
+
+
+def test_a_worker_that_dies_by_itself_while_loading_is_not_blamed_on_a_model(
+    bench: LocalBench, tmp_path: Path, good: Path
+) -> None:
+    path = tmp_path / "feed.npz"
+
+    def become_harmless() -> None:
+        path.unlink()
+        np.savez(path, x0=np.ones((1, 1), np.float32))
+
+    with deadly(path, become_harmless) as feed, pytest.raises(WorkerDiedError):
+        measured(bench, [good, good], fed={1: feed})
 
 
 def test_a_model_that_never_finishes_loading_times_out_alone(tmp_path: Path, good: Path) -> None:
@@ -192,24 +199,6 @@ def test_a_model_that_never_finishes_loading_times_out_alone(tmp_path: Path, goo
     assert isinstance(error, JobTimeoutError)
     assert error.job_id == job_of(endless, 1).job_id
     assert len(record.rounds) == 2
-
-
-def test_a_worker_that_dies_by_itself_while_loading_is_not_blamed_on_a_model(
-    bench: LocalBench, tmp_path: Path, good: Path
-) -> None:
-    deaths = 0
-
-    def die_once() -> None:
-        nonlocal deaths
-        deaths += 1
-        kill_worker()
-        innocent.unlink()
-        innocent.write_bytes(empty_model())
-
-    innocent = tmp_path / "innocent.tflite"
-    with opened(innocent, die_once), pytest.raises(WorkerDiedError):
-        measured(bench, [good, innocent])
-    assert deaths == 1
 
 
 def test_the_default_core_can_be_pinned_to_and_one_that_is_not_there_cannot() -> None:

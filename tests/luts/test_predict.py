@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 import luts
 from luts.errors import UnknownOpError
+from luts.lookup import CostTable
 from luts.predict import main, predict, predict_keys
 from luts.schema import Calibration, DeviceHeader, Discrepancy, Lut
 from tests.luts import tables
@@ -175,3 +176,35 @@ def test_the_command_refuses_in_one_sentence_and_shows_a_lower_bound_when_asked(
     assert main([str(tmp_path / "none.tflite"), "--lut", lut]) == 2
     assert main([path, "--lut", str(tmp_path / "none.json")]) == 2
     assert capsys.readouterr().err.count("\n") == 2
+
+
+# --- operations whose cost depends on their data ---------------------------------------------------------------
+
+RELU = "RELU(i8.t[1x8x8x4])->i8.t[1x8x8x4]"
+
+
+def branching_table(*, ends: bool = True) -> CostTable:
+    entries = [tables.entry(RELU, 6.0, "cold")]
+    if ends:
+        entries += [tables.entry(f"{RELU};signs=one", 2.0, "cold"), tables.entry(f"{RELU};signs=even", 10.0, "cold")]
+    return tables.lut(entries).table()
+
+
+@pytest.mark.parametrize(("mixing", "latency_us"), [(0.0, 2.0), (0.25, 4.0), (1.0, 10.0)])
+def test_a_branching_operation_lies_between_its_ends_by_the_mixing_of_its_signs(mixing: float, latency_us: float) -> None:
+    table = branching_table()
+    found = predict_keys([RELU, RELU], table, mixings={0: mixing})
+    assert found.parts[0].latency_us == pytest.approx(latency_us)
+    assert found.parts[1].latency_us == pytest.approx(6.0)
+    assert found.latency_us - found.overhead_us == pytest.approx(latency_us + 6.0)
+    assert "data-dependent" in found.flags
+
+
+def test_not_knowing_the_data_widens_the_interval() -> None:
+    def half_width(table: CostTable, **known: float) -> float:
+        found = predict_keys([RELU], table, mixings={0: known["mixing"]} if known else None)
+        return (found.latency_us_high - found.latency_us_low) / found.latency_us
+
+    assert half_width(branching_table(), mixing=0.5) < half_width(branching_table())
+    plain = predict_keys([tables.CONV], tables.lut([tables.entry(tables.CONV, 6.0, "cold")]).table())
+    assert (plain.latency_us_high - plain.latency_us_low) / plain.latency_us < half_width(branching_table(ends=False))
