@@ -78,6 +78,4 @@ def test_a_full_disk_is_told_apart_from_a_forbidden_one() -> None:
 def test_errors_cross_a_process_boundary(error: HarnessError) -> None:
     back = pickle.loads(pickle.dumps(error))
     assert str(back) == str(error)
-    assert {name: str(value) for name, value in vars(back).items()} == {
-        name: str(value) for name, value in vars(error).items()
-    }
+    assert {name: str(value) for name, value in vars(back).items()} == {name: str(value) for name, value in vars(error).items()}

@@ -60,9 +60,7 @@ def phone(root: Path) -> Path:
         "proc/self/status": "Name:\tsh\nCpus_allowed_list:\t4-7\n",
     }
     for core, part in enumerate(parts):
-        capacity, khz, size = {"0xd05": (325, 1804800, "128K"), "0xd0d": (800, 2419200, "256K")}.get(
-            part, (1024, 2841600, "1M")
-        )
+        capacity, khz, size = {"0xd05": (325, 1804800, "128K"), "0xd0d": (800, 2419200, "256K")}.get(part, (1024, 2841600, "1M"))
         files |= {
             cpu(core, "cpu_capacity"): f"{capacity}\n",
             cpu(core, "cpufreq/cpuinfo_max_freq"): f"{khz}\n",

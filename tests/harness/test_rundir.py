@@ -291,9 +291,7 @@ def test_killed_again_and_again_a_run_still_ends_the_same(
 
 
 @pytest.mark.parametrize(("step", "when"), [(3, "after"), (21, "torn"), (45, "before")])
-def test_a_process_that_is_really_gone_leaves_a_resumable_run(
-    tmp_path: Path, unbroken: Path, step: int, when: When
-) -> None:
+def test_a_process_that_is_really_gone_leaves_a_resumable_run(tmp_path: Path, unbroken: Path, step: int, when: When) -> None:
     path = tmp_path / "run"
     command = [sys.executable, "-m", "tests.harness.scripted_run", str(path), str(step), when]
     assert subprocess.run(command, check=False).returncode == 137

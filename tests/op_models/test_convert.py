@@ -42,9 +42,7 @@ def constants(data: bytes) -> list[np.ndarray]:
     """The float constants of a file, in order."""
     interpreter = Interpreter(model_content=data, experimental_op_resolver_type=OpResolverType.BUILTIN_REF)
     interpreter.allocate_tensors()
-    stored = {
-        tensor.index for tensor in graph.parse(data).tensors if tensor.is_const and tensor.dtype in ("f32", "f16")
-    }
+    stored = {tensor.index for tensor in graph.parse(data).tensors if tensor.is_const and tensor.dtype in ("f32", "f16")}
     return [interpreter.get_tensor(index) for index in sorted(stored)]
 
 
@@ -217,9 +215,7 @@ TINY = KerasSource(
 
 @pytest.mark.train
 @needs_tensorflow
-def test_one_process_converts_to_all_precisions_quietly_and_once(
-    tmp_path: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
+def test_one_process_converts_to_all_precisions_quietly_and_once(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     paths = convert(TINY, conversion.PRECISIONS, cache=tmp_path)
     assert capfd.readouterr() == ("", "")
     made = {path: path.stat().st_mtime_ns for path in paths.values()}
