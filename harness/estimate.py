@@ -21,6 +21,7 @@ ClockName = Literal["thread-cpu", "wall"]
 REPLICATES = 40
 LEVEL_QUANTILE = 0.25
 CONFIDENCE = 0.95
+_TICK_US = 1e-3  # a coarse clock may say 0 of a tiny model; no clock knows better than a nanosecond
 
 
 def burst_values(rows: NDArray[np.void], clock: ClockName, jobs: int) -> Floats:
@@ -89,8 +90,7 @@ def slope(copies: Sequence[int], levels_us: Sequence[float], replicates_us: Floa
     times = np.asarray(levels_us, np.float64)
     if len(set(copies)) < 2:
         raise ValueError("a slope needs op models with at least two different N")
-    # A coarse clock may say 0 of a tiny model: it knows no better than a nanosecond.
-    weights = 1.0 / np.maximum(times, 1e-3) ** 2
+    weights = 1.0 / np.maximum(times, _TICK_US) ** 2
     mean_n = np.sum(weights * n) / np.sum(weights)
     factors = weights * (n - mean_n) / np.sum(weights * (n - mean_n) ** 2)
     # Sums, not matrix products: those round differently on another processor, where the run is verified.
@@ -98,7 +98,7 @@ def slope(copies: Sequence[int], levels_us: Sequence[float], replicates_us: Floa
     fixed = float(np.sum(weights * times) / np.sum(weights) - cost * mean_n)
     nonlinearity = None
     if len(set(copies)) > 2:
-        nonlinearity = float(np.max(np.abs(times - fixed - cost * n)) / max(np.max(times), 1e-3))
+        nonlinearity = float(np.max(np.abs(times - fixed - cost * n)) / max(np.max(times), _TICK_US))
     return Slope(cost, fixed, np.sum(replicates_us * factors, axis=1), nonlinearity)
 
 
@@ -129,6 +129,7 @@ def drift(reference_us: Floats) -> dict[str, Any]:
     if seen.size < 3:
         return {"rounds": int(seen.size), "level_us": None, "spread_frac": None, "trend_frac": None, "slow_frac": None}
     base = float(level(seen[:, None])[0])
+    unit = max(base, _TICK_US)
     time = np.linspace(-0.5, 0.5, seen.size)
     pairs = np.subtract.outer(seen, seen)[np.triu_indices(seen.size, 1)]
     gaps = np.subtract.outer(time, time)[np.triu_indices(seen.size, 1)]
@@ -136,7 +137,7 @@ def drift(reference_us: Floats) -> dict[str, Any]:
     return {
         "rounds": int(seen.size),
         "level_us": base,
-        "spread_frac": float((quartiles[1] - quartiles[0]) / base),
-        "trend_frac": float(np.median(pairs / gaps) / base),
+        "spread_frac": float((quartiles[1] - quartiles[0]) / unit),
+        "trend_frac": float(np.median(pairs / gaps) / unit),
         "slow_frac": float(np.mean(seen > 1.2 * base)),
     }

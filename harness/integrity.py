@@ -214,9 +214,14 @@ def _checksum_findings(path: Path, files: FileLayer) -> Iterator[Finding]:
         elif name not in then:
             yield Finding("checksums", name, f"is not in {CHECKSUMS}")
         else:
-            yield Finding("checksums", name, f"expected sha256 {then[name][:12]}, found {now[name][:12]}")
+            yield Finding("checksums", name, _differs(then[name], now[name]))
     if not differing:
         yield Finding("checksums", CHECKSUMS, "is not written as it was")
+
+
+def _differs(expected: str, found: str) -> str:
+    shown = 12 if expected[:12] != found[:12] else 64
+    return f"expected sha256 {expected[:shown]}, found {found[:shown]}"
 
 
 def _hash_finding(path: Path, name: str, sha256: str, files: FileLayer, *, kind: Kind) -> Iterator[Finding]:
@@ -229,7 +234,7 @@ def _hash_finding(path: Path, name: str, sha256: str, files: FileLayer, *, kind:
         yield Finding(kind, name, str(error))
         return
     if found != sha256:
-        yield Finding(kind, name, f"expected sha256 {sha256[:12]}, found {found[:12]}")
+        yield Finding(kind, name, _differs(sha256, found))
 
 
 def _everything(path: Path, files: FileLayer) -> Iterator[Path]:

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from harness import estimate
 from harness.errors import CorruptRunError
@@ -47,7 +48,8 @@ def compute(run: RunReader) -> Table:
         if not rounds:
             continue
         values = np.stack([estimate.burst_values(rows, clock, len(jobs))[places] for rows in rounds])
-        block = _Block([jobs[i] for i in places], values)
+        invocations = sum(np.bincount(rows["job"][rows["invoke"] > 0], minlength=len(jobs)) for rows in rounds)
+        block = _Block([jobs[i] for i in places], values, np.asarray(invocations)[places])
         entries.extend(block.entries())
         networks.extend(block.networks())
         published.extend(block.published(rounds, places))
@@ -128,8 +130,8 @@ def operation_fit(jobs: Sequence[Job], columns: Sequence[int], levels: Floats, r
 class _Block:
     """All values of one block, with the resampled levels that its entries share."""
 
-    def __init__(self, jobs: list[Job], values: Floats) -> None:
-        self.jobs, self.values = jobs, values
+    def __init__(self, jobs: list[Job], values: Floats, invocations: NDArray[np.int64]) -> None:
+        self.jobs, self.values, self.invocations = jobs, values, invocations
         self.levels, self.replicates = estimate.levels_with_replicates(values)
         self.counts = np.sum(~np.isnan(values), axis=0)
 
@@ -186,7 +188,7 @@ class _Block:
             "latency_us_replicates": [round(float(value), 5) for value in fit.replicates_us],
             "fixed_us": fit.fixed_us,
             "rounds": int(self.counts[members].min()),
-            "invocations": int(self.counts[members].sum()),
+            "invocations": int(self.invocations[members].sum()),
             "flags": flags,
             "method": METHOD,
         }

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import re
 import shlex
 import signal
@@ -22,6 +21,7 @@ from harness import plan as plans
 from harness.errors import ExitCode, HarnessError, InterruptedRunError
 from harness.plan import Plan
 from harness.runner import Outcome, Settings, prepare, resume, run
+from op_models.console import with_output
 from op_models.errors import OpModelError
 
 _UNITS_S = {"s": 1.0, "m": 60.0, "h": 3600.0}
@@ -66,6 +66,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if chosen.resume is not None and (chosen.out is not None or chosen.dry_run):
         options.error("--resume takes neither --out nor --dry-run")
     command = ("python", "-m", "harness.profile", *(sys.argv[1:] if arguments is None else arguments))
+    return with_output(lambda: _main(chosen, command))
+
+
+def _main(chosen: argparse.Namespace, command: tuple[str, ...]) -> int:
     try:
         return _run(chosen, command)
     except InterruptedRunError as error:
@@ -81,9 +85,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         again = "start it again" if chosen.resume is None else f"python -m harness.profile --resume {_quoted(chosen.resume)}"
         print(f"stopped before anything was measured\nnext: {again}", file=sys.stderr)
         return ExitCode.INTERRUPTED
-    except BrokenPipeError:  # the reader (head, less) has left; the run itself is on disk
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return ExitCode.DONE
 
 
 def _run(chosen: argparse.Namespace, command: tuple[str, ...]) -> int:
@@ -102,7 +103,6 @@ def _run(chosen: argparse.Namespace, command: tuple[str, ...]) -> int:
                 return ExitCode.DONE
             outcome = run(plan, text, chosen.out or _new_directory(), settings)
     _report(outcome, chosen.json)
-    sys.stdout.flush()
     return ExitCode.SOME_JOBS_FAILED if outcome.failed or outcome.unliftable else ExitCode.DONE
 
 

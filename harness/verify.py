@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,11 +15,13 @@ from pathlib import Path
 from harness import operation_table, rundir
 from harness.errors import ExitCode, HarnessError
 from harness.integrity import Finding, check_integrity
+from op_models.console import with_output
 
 
 def verify(path: Path) -> list[Finding]:
     """Everything that is wrong with a run, and remarks (``is_error`` False). Raises NotARunError for another directory."""
-    findings = list(check_integrity(path))
+    # CHECKSUMS and the journal both tell of a changed file.
+    findings = list({(finding.path, finding.message): finding for finding in check_integrity(path)}.values())
     if any(finding.is_error or finding.kind == "half-made" for finding in findings):
         return findings  # derived numbers would be computed from data that is known to be wrong, or not there
     directory = path / "derived"
@@ -49,8 +52,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("run", type=Path, nargs="+", metavar="RUN")
     parser.add_argument("--json", action="store_true", help="print the findings as JSON")
     chosen = parser.parse_args(arguments)
+    return with_output(lambda: _main(chosen))
+
+
+def _main(chosen: argparse.Namespace) -> int:
     wrong = False
     listed = []
+    half_made, open_runs = False, []
     for path in chosen.run:
         try:
             findings = verify(path)
@@ -59,6 +67,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return ExitCode.BAD_REQUEST
         errors = [finding for finding in findings if finding.is_error]
         wrong = wrong or bool(errors)
+        half_made = half_made or any(finding.kind == "half-made" for finding in findings)
+        if any(finding.kind == "derived" for finding in findings) and all(each.kind == "derived" for each in errors):
+            open_runs.append(path)
         listed.append(
             {
                 "run": str(path),
@@ -72,8 +83,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(f"{path}: {'sound' if not errors else f'{len(errors)} errors'}")
     if chosen.json:
         print(json.dumps(listed, indent=1))
-    elif not wrong:
-        print(f"next: python -m luts.build {chosen.run[0]} -o lut.json", file=sys.stderr)
+    elif open_runs:  # to be gone on with, or to have its table computed again
+        print(f"next: python -m harness.profile --resume {shlex.quote(str(open_runs[0]))}", file=sys.stderr)
+    elif not wrong and not half_made:
+        print(f"next: python -m luts.build {shlex.join(map(str, chosen.run))} -o lut.json", file=sys.stderr)
     return ExitCode.SOME_JOBS_FAILED if wrong else ExitCode.DONE
 
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from luts.errors import LutError
+from op_models.console import with_output
 from op_models.errors import OpModelError
 
 if TYPE_CHECKING:
@@ -23,19 +23,18 @@ def guarded(work: Callable[[], int], *, also: tuple[type[Exception], ...] = ()) 
     ``also`` are further roots of expected errors; one that has an ``exit_code`` decides the status.
     """
     expected: tuple[type[Exception], ...] = (LutError, OpModelError, *also)
-    try:
-        status = work()
-        sys.stdout.flush()
-        return status
-    except expected as error:
-        print(f"error: {error}", file=sys.stderr)
-        return int(getattr(error, "exit_code", BAD_REQUEST))
-    except KeyboardInterrupt:
-        print("stopped", file=sys.stderr)
-        return INTERRUPTED
-    except BrokenPipeError:  # the reader (head, less) has left: no error of ours, and nothing more to flush
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return DONE
+
+    def told() -> int:
+        try:
+            return work()
+        except expected as error:
+            print(f"error: {error}", file=sys.stderr)
+            return int(getattr(error, "exit_code", BAD_REQUEST))
+        except KeyboardInterrupt:
+            print("stopped", file=sys.stderr)
+            return INTERRUPTED
+
+    return with_output(told)
 
 
 def table_text(heads: Sequence[str], rows: Sequence[Sequence[str]], *, right: int = 0) -> str:

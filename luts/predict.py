@@ -276,7 +276,7 @@ def _parser() -> argparse.ArgumentParser:
 
     parser = argparse.ArgumentParser(
         prog="python -m luts.predict",
-        description="Predict the latency of networks from a table, with a 95 %% prediction interval.",
+        description="Predict the latency of networks from a table, with a 95 % prediction interval.",
         epilog="exit status: 0 predicted, 2 not (an operation is missing, a file is unreadable).",
     )
     parser.add_argument("networks", nargs="+", metavar="NETWORK.tflite", help="networks to predict")

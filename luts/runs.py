@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -57,7 +58,8 @@ def read_run(path: Path | str) -> RunTable:
     given = Path(path)
     file = given / "derived" / "operations.json" if given.is_dir() else given
     if given.is_dir() and not file.exists():
-        raise LutFileError(str(given), "holds no derived/operations.json; finish the run, or derive it again")
+        reason = f"holds no derived/operations.json; `python -m harness.profile --resume {shlex.quote(str(given))}` makes it"
+        raise LutFileError(str(given), reason)
     document = fields.read_json(file)
     with fields.document(str(file)):
         if type(document) is not dict or document.get("format") != FORMAT:

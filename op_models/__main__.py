@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import shutil
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from op_models.console import with_output
 from op_models.errors import ModelFileError, NotLiftableError, OpModelError
 
 Description = dict[str, Any]
@@ -275,6 +275,10 @@ def _bytes(given: str) -> int:
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command; exit status 0, or 2 where a file or the table cannot be read (the other files are still shown)."""
     chosen = _parser().parse_args(arguments)
+    return with_output(lambda: _main(chosen))
+
+
+def _main(chosen: argparse.Namespace) -> int:
     status = 0
     described = []
     try:
@@ -297,14 +301,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(error, file=sys.stderr)
             status = 2
     width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
-    try:
-        if chosen.json:
-            print(json.dumps(described, indent=1))
-        elif described:
-            print("\n\n".join(text(one, width) for one in described))
-        sys.stdout.flush()
-    except BrokenPipeError:  # the reader has seen enough (`| head`)
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    if chosen.json:
+        print(json.dumps(described, indent=1))
+    elif described:
+        print("\n\n".join(text(one, width) for one in described))
     return status
 
 

@@ -5,15 +5,21 @@ Lifting from it gives op models for grids and search spaces for which no network
 
 from __future__ import annotations
 
+import struct
+
 import numpy as np
 from numpy.typing import NDArray
 
+from op_models import graph
 from op_models.builder import NUMPY_DTYPE, GraphBuilder, Quantization
 from op_models.errors import NotLiftableError
 from op_models.spec import OpSpec, Step, TensorSpec
 
 _ACTIVATION_SCALE = 0.04  # 127 steps of it are about five standard deviations of a unit-variance signal
 _FIXED_OUTPUT = {"LOGISTIC": (1 / 256, -128), "SOFTMAX": (1 / 256, -128), "TANH": (1 / 128, 0)}
+_MOST_BYTES = 2 << 30
+# What the writer makes of options and tensors that do not go together: anything can stand in a key.
+_UNWRITABLE = (ValueError, KeyError, TypeError, IndexError, AttributeError, ArithmeticError, struct.error)
 _CONVOLUTIONS = frozenset({"CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED", "TRANSPOSE_CONV"})
 
 
@@ -21,7 +27,8 @@ def network(key: str, seed: int = 0) -> bytes:
     """A ``.tflite`` file with one copy of the operation that ``key`` describes.
 
     Raises :class:`~op_models.errors.SpecError` for text that is no key and :class:`NotLiftableError` for an operation that
-    cannot be written from its key (custom operators, whose options a key only names by hash).
+    cannot be written from its key (custom operators, whose options a key only names by hash; options or tensors that do
+    not go together).
     """
     return network_of(OpSpec.from_key(key), seed)
 
@@ -31,7 +38,17 @@ def network_of(spec: OpSpec, seed: int = 0) -> bytes:
     custom = [step.op for step in spec.steps if step.op.startswith(("CUSTOM:", "STABLEHLO_", "BUILTIN_"))]
     if custom:
         raise NotLiftableError(spec.name, "an operation that a key does not describe in full", custom)
-    return _Generator(spec, seed).build()
+    size_bytes = sum(tensor.size_bytes for tensor in (*spec.activations, *spec.constants, *spec.outputs))
+    if size_bytes > _MOST_BYTES:
+        raise NotLiftableError(spec.name, f"its tensors take {size_bytes} bytes, more than a file can hold")
+    try:
+        data = _Generator(spec, seed).build()
+    except _UNWRITABLE as error:
+        raise NotLiftableError(spec.name, f"it cannot be written from its key ({error})") from error
+    found = [group.spec.key for group in graph.parse(data, spec.name).groups]
+    if found != [spec.key]:
+        raise NotLiftableError(spec.name, f"writing what its key says gives {' and '.join(found) or 'no operation'} instead")
+    return data
 
 
 class _Generator:

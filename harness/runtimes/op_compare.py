@@ -131,7 +131,8 @@ def read_table(path: Path | str) -> tuple[dict[str, dict[str, float]], dict[str,
     except OSError as error:
         raise ProfileMismatchError(what=str(path), reason=error.strerror or str(error)) from error
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise ProfileMismatchError(what=str(path), reason=f"it is no table of operations ({error!r})") from error
+        told = f"{type(error).__name__}: {error}"  # not its repr: that of a UnicodeDecodeError holds the whole file
+        raise ProfileMismatchError(what=str(path), reason=f"it is no table of operations ({told})") from error
 
 
 def comparison_report(comparison: Comparison, most: int | None = None) -> str:

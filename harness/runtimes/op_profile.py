@@ -21,7 +21,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 
@@ -29,6 +29,9 @@ from harness.errors import DeviceError, ExitCode, HarnessError, ModelRunError
 from harness.record import Record
 from op_models import graph as graphs
 from op_models.graph import Graph
+
+if TYPE_CHECKING:
+    import argparse
 
 SUPPORTED_VERSION = "2.3."
 Kernels = Literal["builtin", "reference"]
@@ -286,8 +289,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """The command; see ``--help``."""
     import argparse
 
-    from harness.runtimes import op_compare
-    from op_models.errors import OpModelError
+    from op_models.console import with_output
 
     parser = argparse.ArgumentParser(
         prog="python -m harness.runtimes.op_profile",
@@ -305,6 +307,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--timeout", type=float, default=300.0, metavar="S", help="give up after so long (default: 300)")
     parser.add_argument("--json", action="store_true", help="print JSON")
     chosen = parser.parse_args(arguments)
+    return with_output(lambda: _main(chosen))
+
+
+def _main(chosen: argparse.Namespace) -> int:
+    from harness.runtimes import op_compare
+    from op_models.errors import OpModelError
+
     try:
         profile = profile_model(
             chosen.model,

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 
+from op_models.console import with_output
 from op_models.errors import OpModelError
 from op_models.layers import PRECISIONS, Precision
 from op_models.spaces.base import DisconnectedNetworkError
@@ -47,6 +49,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     chosen = parser.parse_args(arguments)
     if not 1 <= chosen.count <= 100_000 or chosen.seed < 0:
         parser.error("--count must lie in 1..100000 and --seed must not be negative")
+    return with_output(lambda: _main(chosen))
+
+
+def _main(chosen: argparse.Namespace) -> int:
     try:
         if chosen.out is None:
             print("\n".join(sorted(SPACES[chosen.space].operation_keys(chosen.precision))))
@@ -60,9 +66,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(error, file=sys.stderr)
         return BAD_REQUEST
     except OSError as error:
+        if chosen.out is None or isinstance(error, BrokenPipeError):
+            raise
         print(f"{error.filename or chosen.out}: {error.strerror or error}", file=sys.stderr)
         return BAD_REQUEST
-    print(f"next: python -m luts.predict {chosen.out}/*.tflite --lut LUT", file=sys.stderr)
+    print(f"next: python -m luts.predict {shlex.quote(str(chosen.out))}/*.tflite --lut LUT", file=sys.stderr)
     return DONE
 
 

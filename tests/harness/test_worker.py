@@ -17,6 +17,8 @@ from harness.devices import worker
 from harness.raw import RAW_DTYPE, RawRows
 from op_models import feeds
 from op_models.builder import GraphBuilder
+from op_models.standing import reference_model
+from tests.harness.processes import is_alive
 from tests.op_models.built import NETWORKS, network_f32
 
 
@@ -207,3 +209,27 @@ def test_ctrl_c_of_the_terminal_is_left_to_the_process_that_started_it() -> None
         assert started.poll() is None
         started.stdin.close()
         assert started.wait(60) == 0
+
+
+def test_it_ends_with_its_parent_also_in_the_middle_of_a_round(tmp_path: Path) -> None:
+    path = tmp_path / "net.tflite"
+    path.write_bytes(reference_model())
+    endless = {"op": "round", "order": [0], "invokes": [1_000_000]}
+    talk = "".join(json.dumps(request) + "\n" for request in (load(wanted(path)), endless))
+    parent = (
+        "import subprocess, sys, time\n"
+        "worker = subprocess.Popen([sys.executable, '-m', 'harness.devices.worker'], stdin=-1, stdout=-1)\n"
+        "worker.stdin.write(sys.argv[1].encode()); worker.stdin.flush()\n"
+        "worker.stdout.readline(); worker.stdout.readline()\n"  # it is loaded, and the round begins
+        "print(worker.pid, flush=True); time.sleep(600)\n"
+    )
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+    with subprocess.Popen([sys.executable, "-c", parent, talk], stdout=subprocess.PIPE, env=environment) as started:
+        assert started.stdout is not None
+        pid = int(started.stdout.readline())
+        assert is_alive(pid)
+        started.kill()
+        deadline = time.monotonic() + 20
+        while is_alive(pid):
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
