@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from luts.errors import RequestError
 from luts.intervals import Floats, prediction_interval
 from luts.lookup import CostTable, Miss
 from luts.schema import Lut
@@ -174,7 +175,12 @@ def predict_keys(
     # operation that occurs m times is off by m times the same error.
     counts = np.bincount(at, minlength=len(rows.index)).astype(np.float64)
     unsure_us = _mixed(keys, known, at, each, counts, table, scale * (weights @ rows.steps), mixings or {})
-    total = scale * float((rows.steps @ counts) @ weights) + overhead
+    with np.errstate(over="ignore", invalid="ignore"):
+        total = scale * float((rows.steps @ counts) @ weights) + overhead
+    if not math.isfinite(total) or total < 0 or (total == 0 and known.size):
+        raise RequestError(
+            f"the table's entries add up to {total:.4g} us for {network or 'the network'}; luts.lint tells which are wrong"
+        )
     replicates = scale * (weights @ (counts @ rows.replicates))
     variance = (weights**2) @ ((rows.spread**2) @ counts**2)
     lows, highs = prediction_interval(

@@ -104,6 +104,16 @@ def test_the_slope_recovers_a_known_cost_under_noise(seed: int, cost_us: float, 
     assert abs(fit.cost_us - cost_us) <= 5 * spread * times[1] / 20
 
 
+@given(times=st.lists(st.floats(1, 1e4), min_size=3, max_size=3))
+def test_the_line_through_three_op_models_leans_on_the_short_ones(times: list[float]) -> None:
+    copies = [1, 6, 24]
+    fit = estimate.slope(copies, times, np.array([times, times]))
+    # Noise grows with the time measured: each op model counts by its relative error.
+    cost, fixed = np.polyfit(copies, times, 1, w=1 / np.array(times))
+    assert fit.cost_us == pytest.approx(cost, rel=1e-6, abs=1e-6 * max(times))
+    assert fit.fixed_us == pytest.approx(fixed, rel=1e-6, abs=1e-6 * max(times))
+
+
 def test_a_slope_needs_two_different_numbers_of_copies() -> None:
     with pytest.raises(ValueError, match="two different N"):
         estimate.slope([4, 4], [1.0, 1.0], np.ones((2, 2)))

@@ -189,6 +189,22 @@ def test_a_custom_operator_is_told_and_the_others_are_measured(tmp_path: Path, c
     assert verify(tmp_path / "run") == []
 
 
+def test_an_operation_that_cannot_be_arranged_is_told_and_makes_the_status_1(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def change(model: Any) -> None:
+        (operator,) = [op for op in model.subgraphs[0].operators if len(op.inputs) == 3 and op.inputs[2] == -1]
+        operator.inputs = operator.inputs[:1]  # a dense layer without weights
+
+    (tmp_path / "net.tflite").write_bytes(edited(network_f32(), change))
+    assert main(["--model", "net.tflite", "--dry-run"]) == ExitCode.DONE
+    assert "cannot be measured: FULLY_CONNECTED(" in capsys.readouterr().out
+    assert main(["--model", "net.tflite", "--out", "run", "--budget", "1s"]) == ExitCode.SOME_JOBS_FAILED
+    assert "cannot be measured: FULLY_CONNECTED(" in capsys.readouterr().err
+    table = json.loads((tmp_path / "run" / "derived" / "operations.json").read_bytes())
+    assert len({entry["key"] for entry in table["entries"]}) == 6
+
+
 # --- requests that are wrong ------------------------------------------------------------------------------------
 
 

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import luts
-from luts.errors import UnknownOpError
+from luts.errors import RequestError, UnknownOpError
 from luts.lookup import CostTable
 from luts.predict import main, predict, predict_keys
 from luts.schema import Calibration, DeviceHeader, Discrepancy, Lut
@@ -129,6 +129,14 @@ def test_the_order_of_operations_changes_no_digit(keys: list[str], scale: float)
     header = replace(base.header.settings[0], calibration=Calibration(scale, scale, scale, 5))
     table = Lut(replace(base.header, settings=(header,)), base.entries).table()
     assert predict_keys(keys, table).latency_us == predict_keys(sorted(keys), table).latency_us
+
+
+@pytest.mark.parametrize("latency_us", [-50.0, 1e308])
+@pytest.mark.filterwarnings("error")
+def test_entries_that_add_up_to_no_latency_are_refused(latency_us: float) -> None:
+    table = tables.lut([tables.entry(tables.ADD, latency_us)]).table()
+    with pytest.raises(RequestError, match=r"luts\.lint"):
+        predict_keys([tables.ADD] * 4, table)
 
 
 def test_an_empty_network_costs_the_floor() -> None:
