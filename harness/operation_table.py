@@ -174,7 +174,8 @@ class _Block:
             flags.append("wide")
         if fit.nonlinearity_frac is not None and fit.nonlinearity_frac > _NONLINEAR_FRAC:
             flags.append("not-linear")
-        spread = self.standing()["reference"]["spread_frac"]
+        reference = self.standing()["reference"]
+        spread = reference["spread_frac"]
         if spread is not None and spread > _UNSTEADY_FRAC:
             flags.append("host-unsteady")
         job = self.jobs[members[0]]
@@ -187,6 +188,7 @@ class _Block:
             "latency_us_high": high,
             "latency_us_replicates": [round(float(value), 5) for value in fit.replicates_us],
             "fixed_us": fit.fixed_us,
+            "reference_us": reference["level_us"],
             "rounds": int(self.counts[members].min()),
             "invocations": int(self.invocations[members].sum()),
             "flags": flags,

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -33,10 +34,44 @@ RUNS_DISAGREE = "runs-disagree"
 # Nothing is known better than this: a spread of 0 over few resamples must not take all the weight.
 MIN_RELATIVE_SD = 1e-3
 MIN_SD_US = 1e-4
+# A block whose reference took this much longer than the fastest is told from the others.
+SLOW_FRAC = 0.05
 # Storing finer than a tenth of a nanosecond only makes files longer.
 DECIMALS = 4
 # Facts of the device that unlike runs must share; the rest is kept in the header where all runs agree on it.
 _DEVICE_ALIKE = ("cpu", "soc", "governor", "private_cache_bytes", "shared_cache_bytes")
+
+
+def at_one_speed(runs: Sequence[RunTable]) -> list[RunTable]:
+    """The runs as if the host had been as fast all the time as when its reference model was fastest.
+
+    Every block measures the reference model beside its op models. Where a block's reference took longer than the
+    fastest one of the same setting, its entries took longer too: they are divided by that ratio and, beyond
+    ``SLOW_FRAC``, flagged ``host-slow``. Entries of runs that do not tell their reference stay as they are.
+    """
+    best: dict[Setting, float] = {}
+    for run in runs:
+        known = [reference for reference in run.references_us if reference is not None]
+        if known:
+            best[run.setting] = min(best.get(run.setting, math.inf), *known)
+    return [replace(run, entries=tuple(_at_speed(run, best.get(run.setting)))) for run in runs]
+
+
+def _at_speed(run: RunTable, best_us: float | None) -> Iterator[Entry]:
+    for position, entry in enumerate(run.entries):
+        reference = run.references_us[position] if run.references_us else None
+        if best_us is None or reference is None:
+            yield entry
+            continue
+        factor = best_us / reference
+        yield replace(
+            entry,
+            latency_us=entry.latency_us * factor,
+            latency_us_low=entry.latency_us_low * factor,
+            latency_us_high=entry.latency_us_high * factor,
+            latency_us_replicates=tuple(value * factor for value in entry.latency_us_replicates),
+            flags=(*entry.flags, "host-slow") if factor < 1 - SLOW_FRAC else entry.flags,
+        )
 
 
 def build(runs: Sequence[RunTable], *, created_by: str | None = None) -> Lut:
@@ -53,6 +88,7 @@ def build(runs: Sequence[RunTable], *, created_by: str | None = None) -> Lut:
         twice = next(run_id for run_id in ids if ids.count(run_id) > 1)
         raise RequestError(f"run {twice} is given twice; each run counts once")
     _require_alike(runs)
+    runs = at_one_speed(runs)
     measured: dict[tuple[str, str, Setting], list[Entry]] = {}
     for run in runs:
         for entry in run.entries:

@@ -48,6 +48,8 @@ class RunTable:
     entries: tuple[Entry, ...]
     failed: tuple[FailedEntry, ...]
     elp_nas: tuple[ElpNasOperation, ...]
+    references_us: tuple[float | None, ...] = ()
+    """Time of the reference model while each entry was measured; empty where the run does not tell."""
 
 
 def read_run(path: Path | str) -> RunTable:
@@ -116,6 +118,7 @@ def _run_table(document: Mapping[str, Any], path: str, given: Path) -> RunTable:
         entries=_each(document, "entries", entry),
         failed=_each(document, "failed", failed, optional=True),
         elp_nas=_each(document, "elp_nas", elp_nas, optional=True),
+        references_us=_each(document, "entries", lambda item: fields.number_or_none(item, "reference_us", above=0)),
     )
 
 
