@@ -145,7 +145,7 @@ def _header(value: object) -> Header:
 
 def _device(value: object) -> DeviceHeader:
     source = fields.record(value, _DEVICE)
-    facts = source.get("facts") or {}
+    facts = {} if source.get("facts") is None else source["facts"]
     if type(facts) is not dict:
         raise FieldError("facts", f"expected an object, found {fields.shown(facts)}")
     return DeviceHeader(
@@ -334,13 +334,27 @@ def _elp_nas(value: object, known: _Settings) -> ElpNasOperation:
     )
 
 
+_BEGIN_BYTES = 200  # a table says what it is in its first line
+
+
 def save(lut: Lut, path: Path | str) -> None:
     """Write a table so that the file holds either what it held before or all of the new one.
 
-    Raises :class:`~luts.errors.LutFileError` where the file system refuses (a full disk, no permission); what was
-    there stays.
+    Raises :class:`~luts.errors.LutFileError` where the file system refuses (a full disk, no permission) and where
+    ``path`` is a file that holds something else than a table; what was there stays.
     """
+    _require_replaceable(Path(path))
     write_whole(path, dumps(lut))
+
+
+def _require_replaceable(path: Path) -> None:
+    try:
+        with path.open("rb") as file:
+            begin = file.read(_BEGIN_BYTES)
+    except OSError:
+        return  # not there, or what makes writing fail too
+    if begin and b'"format": "lut"' not in begin:
+        raise LutFileError(str(path), "holds something else than a table and is not overwritten; choose another name")
 
 
 def dumps(lut: Lut) -> str:

@@ -225,3 +225,34 @@ def test_energy_is_pooled_only_where_every_run_has_it() -> None:
     assert found.energy_uj == pytest.approx(5.0)
     assert found.power_simulated is True
     assert pooled([first, replace(second, energy_uj=None)]).energy_uj is None
+
+
+def slowed(folder: Path, reference_us: float, factor: float) -> runs.RunTable:
+    """A run whose host was slower by ``factor``, which its reference tells."""
+    document = tables.run_document(folder.name)
+    for entry in document["entries"]:
+        entry["reference_us"] = reference_us
+        for name in ("latency_us", "latency_us_low", "latency_us_high"):
+            entry[name] *= factor
+        entry["latency_us_replicates"] = [value * factor for value in entry["latency_us_replicates"]]
+    return read_run(tables.write_run(folder, document))
+
+
+def test_entries_of_a_slow_spell_are_brought_to_the_hosts_best_speed(tmp_path: Path) -> None:
+    fast, slow = slowed(tmp_path / "a", 500.0, 1.0), slowed(tmp_path / "b", 600.0, 1.2)
+    alone = {item.key: item.latency_us for item in build([fast]).entries}
+    table = build([fast, slow])
+    assert {item.key: item.latency_us for item in table.entries} == pytest.approx(alone, rel=1e-4)
+    assert all("host-slow" in item.flags for item in table.entries)
+    assert all("host-slow" not in item.flags for item in build([slow]).entries)  # nothing faster is known of it
+
+
+def test_a_file_that_is_no_table_is_not_overwritten(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = tables.write_run(tmp_path / "a", tables.run_document("a"))
+    model = tmp_path / "my.tflite"
+    model.write_bytes(b"precious")
+    assert main([str(folder), "-o", str(model)]) == 2
+    assert model.read_bytes() == b"precious"
+    assert "not overwritten" in capsys.readouterr().err
+    assert main([str(folder), "-o", str(tmp_path / "t.json")]) == 0
+    assert main([str(folder), "-o", str(tmp_path / "t.json")]) == 0
