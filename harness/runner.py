@@ -28,6 +28,7 @@ from harness.errors import (
     CorruptRunError,
     DeviceError,
     InterruptedRunError,
+    PlanError,
     ResumeMismatchError,
     RunExistsError,
     WorkerDiedError,
@@ -146,6 +147,8 @@ def run(plan: Plan, plan_text: str, path: Path, settings: Settings | None = None
     if rundir.condition(path) in ("run", "finished"):  # said before minutes of preparation, not after
         raise RunExistsError(path=path, is_run=True)
     expansion, bench = prepare(plan, settings)
+    if not expansion.unliftable and all(job.role in ("reference", "empty") for job in expansion.jobs):
+        raise PlanError(problems=[("", "nothing in it is an operation or a network to measure")], source=plan.name)
     manifest = Manifest(
         run_id=f"{time.strftime('%Y%m%d-%H%M%S', time.gmtime())}-{secrets.token_hex(3)}",
         created_unix_us=unix_now_us(),
