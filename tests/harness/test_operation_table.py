@@ -22,6 +22,7 @@ from tests.harness.scripted_run import MANIFEST, PLAN_TEXT
 
 FIELDS = {
     "key", "context", "n_values", "latency_us", "latency_us_low", "latency_us_high", "latency_us_replicates", "fixed_us",
+    "reference_us",
     "rounds", "invocations", "flags", "method",
 }  # fmt: skip
 
