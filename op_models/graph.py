@@ -430,12 +430,21 @@ def _steps(graph: Graph, operators: list[int]) -> tuple[Step, ...]:
         steps.append(
             Step(
                 op=operator.name,
-                options=operator.options,
+                options=_options(graph, operator),
                 inputs=tuple(inputs),
                 outputs=tuple(_tensor_spec(graph, tensor, operator.name) for tensor in operator.outputs),
             )
         )
     return tuple(steps)
+
+
+def _options(graph: Graph, operator: Operator) -> tuple[tuple[str, str], ...]:
+    """An operator's options; a filter of one pixel never reaches over an edge, so its two paddings are one operation."""
+    if operator.name == "CONV_2D" and len(operator.inputs) > 1 and ("pad", "valid") in operator.options:
+        shape = graph.tensors[operator.inputs[1]].shape if operator.inputs[1] >= 0 else ()
+        if len(shape) == 4 and shape[1] == shape[2] == 1:
+            return tuple((name, "same" if name == "pad" else value) for name, value in operator.options)
+    return operator.options
 
 
 def _tensor_spec(graph: Graph, index: int, operator: str) -> TensorSpec:
