@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import signal
 import threading
 from pathlib import Path
+
+
+def interruptible() -> None:
+    """Between fork and exec: a shell that starts the tests in the background has them ignore SIGINT, and so their children."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def is_alive(pid: int) -> bool:

@@ -22,7 +22,7 @@ from harness.verify import verify
 from op_models.artifact import ArtifactCache
 from tests.faults import Crash, FaultyFileLayer, When
 from tests.harness.fake_bench import KEYS, FakeBench, plan_text
-from tests.harness.processes import children, is_alive
+from tests.harness.processes import children, interruptible, is_alive
 from tests.harness.scripted_run import recordings
 
 # --- at every write, with a file layer that dies ----------------------------------------------------------------
@@ -148,6 +148,7 @@ class Command:
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=self._said,
+            preexec_fn=interruptible,  # noqa: PLW1509 (it only resets a signal)
         )
 
     @classmethod

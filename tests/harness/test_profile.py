@@ -21,6 +21,7 @@ from harness.profile import duration_s, main
 from harness.verify import verify
 from op_models import graph
 from tests.harness.fake_bench import plan_text
+from tests.harness.processes import interruptible
 from tests.harness.scripted_run import recordings
 from tests.op_models.built import edited, network_f32
 
@@ -316,7 +317,9 @@ def test_a_finished_run_can_be_asked_for_its_table_again(tmp_path: Path, plan: P
 
 def started(*arguments: str, **given: Any) -> subprocess.Popen[bytes]:
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
-    return subprocess.Popen([sys.executable, "-m", "harness.profile", *arguments], env=environment, **given)
+    return subprocess.Popen(
+        [sys.executable, "-m", "harness.profile", *arguments], env=environment, preexec_fn=interruptible, **given
+    )
 
 
 def test_a_reader_that_leaves_early_is_no_error(tmp_path: Path, plan: Path) -> None:
