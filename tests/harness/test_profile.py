@@ -317,9 +317,8 @@ def test_a_finished_run_can_be_asked_for_its_table_again(tmp_path: Path, plan: P
 
 def started(*arguments: str, **given: Any) -> subprocess.Popen[bytes]:
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
-    return subprocess.Popen(
-        [sys.executable, "-m", "harness.profile", *arguments], env=environment, preexec_fn=interruptible, **given
-    )
+    command = [sys.executable, "-m", "harness.profile", *arguments]
+    return subprocess.Popen(command, env=environment, preexec_fn=interruptible, **given)  # noqa: PLW1509 (resets a signal)
 
 
 def test_a_reader_that_leaves_early_is_no_error(tmp_path: Path, plan: Path) -> None:
