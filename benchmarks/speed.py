@@ -34,6 +34,11 @@ def best_s(act: Callable[[], object], tries: int = _TRIES) -> float:
     return min(times)
 
 
+def _at_most(what: str, value: float, unit: str, bound: float) -> Speed:
+    """A figure whose goal is not to exceed a bound in the same unit."""
+    return Speed(what=what, value=value, unit=unit, goal=f"<= {bound:g} {unit}", reached=value <= bound)
+
+
 def device_text() -> str:
     """The device in words."""
     facts = provenance.device_facts()
@@ -94,24 +99,10 @@ def prediction_rows(lut: Path, table: CostTable) -> list[Speed]:
         known_ms = 1e3 * best_s(lambda: predict(known, table))
     count = len(network.live)
     return [
-        Speed(what="an op model of 400 operations, lifted", value=lifted_s, unit="s", goal="<= 0.1 s", reached=lifted_s <= 0.1),
-        Speed(
-            what="a chain of 399 operations, generated", value=generated_s, unit="s", goal="<= 0.1 s", reached=generated_s <= 0.1
-        ),
-        Speed(
-            what=f"luts.predict on {count} operations, a process",
-            value=process_s,
-            unit="s",
-            goal="<= 0.3 s",
-            reached=process_s <= 0.3,
-        ),
-        Speed(
-            what="the same in process, graph already read",
-            value=known_ms,
-            unit="ms",
-            goal="<= 5 ms",
-            reached=known_ms <= 5,
-        ),
+        _at_most("an op model of 400 operations, lifted", lifted_s, "s", 0.1),
+        _at_most("a chain of 399 operations, generated", generated_s, "s", 0.1),
+        _at_most(f"luts.predict on {count} operations, a process", process_s, "s", 0.3),
+        _at_most("the same in process, graph already read", known_ms, "ms", 5),
         Speed(what="the same in process, reading the file as well", value=whole_ms, unit="ms", goal=None, reached=None),
     ]
 
@@ -144,13 +135,7 @@ def bulk_rows() -> list[Speed]:
     matrix_s = best_s(lambda: sample @ vector, 3) * 10
     ratio = product_s / matrix_s
     return [
-        Speed(
-            what="15,625 NAS-Bench-201 networks from their strings",
-            value=strings_ms,
-            unit="ms",
-            goal="<= 50 ms",
-            reached=strings_ms <= 50,
-        ),
+        _at_most("15,625 NAS-Bench-201 networks from their strings", strings_ms, "ms", 50),
         Speed(
             what=f"a product space of {len(mobile.slots)} slots",
             value=rate / 1e6,

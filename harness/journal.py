@@ -26,6 +26,9 @@ from harness.record import Record, Said, Sha256
 BlockName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.+-]{0,99}$")]
 
 
+FinishReason = Literal["converged", "rounds", "budget"]
+
+
 class RunStarted(Record):
     """The first event of every journal; anchors the files that are written before it."""
 
@@ -83,7 +86,7 @@ class JobFinished(Record):
     event: Literal["job_finished"] = "job_finished"
     job_id: str
     rounds: NonNegativeInt
-    reason: Literal["converged", "rounds", "budget"]
+    reason: FinishReason
 
 
 class JobFailed(Record):

@@ -406,11 +406,9 @@ class _Recorder:
         low, high = interval(estimate, spread)
         return estimate > 0 and (high - low) / 2 <= self.run.plan.measure.target_half_width_frac * estimate
 
-    def _finish(self, index: int, reason: str, counts: Floats) -> None:
+    def _finish(self, index: int, reason: journals.FinishReason, counts: Floats) -> None:
         self.open.discard(index)
-        self.run.writer.append(
-            journals.JobFinished(job_id=self.jobs[index].job_id, rounds=int(counts[index]), reason=reason)  # type: ignore[arg-type]
-        )
+        self.run.writer.append(journals.JobFinished(job_id=self.jobs[index].job_id, rounds=int(counts[index]), reason=reason))
 
     def round(self, rows: raw.RawRows) -> None:
         """One round onto disk, then into the running estimate."""

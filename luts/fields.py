@@ -157,14 +157,14 @@ def number(
     elif kind is not float:
         raise _wrong(name, "a number", value)
     if allow_non_finite:
-        return value  # type: ignore[no-any-return]
+        return value  # type: ignore[no-any-return]  # its kind was checked above
     if not -math.inf < value < math.inf:
         raise _wrong(name, "a finite number", value)
     if value < at_least:
         raise _wrong(name, f"a number of at least {at_least:g}", value)
     if value <= above:
         raise _wrong(name, f"a number above {above:g}", value)
-    return value  # type: ignore[no-any-return]
+    return value  # type: ignore[no-any-return]  # its kind was checked above
 
 
 def number_or_none(
