@@ -11,7 +11,7 @@ from harness.jobs import Job
 
 
 class Progress:
-    """A :class:`harness.runner.Watcher` that shows how far a run is."""
+    """A :class:`harness.watcher.Watcher` that shows how far a run is."""
 
     def __init__(self) -> None:
         from rich.console import Console

@@ -10,16 +10,15 @@ import json
 import os
 import secrets
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
-import numpy as np
 from pydantic import JsonValue
 
 from harness import journal as journals
-from harness import operation_table, raw, rundir
+from harness import operation_table, rundir
 from harness import plan as plans
 from harness.clock import Clock, SystemClock, unix_now_us
 from harness.devices.bench import Bench
@@ -31,52 +30,21 @@ from harness.errors import (
     PlanError,
     ResumeMismatchError,
     RunExistsError,
-    WorkerDiedError,
 )
-from harness.estimate import Floats, burst_values, interval, levels_with_replicates
 from harness.expand import Expansion, expand
 from harness.files import FileLayer
 from harness.jobs import Job
-from harness.operation_table import operation_fit
 from harness.plan import Plan
 from harness.provenance import DeviceFacts, Manifest
+from harness.recorder import BlockRecorder, is_open
 from harness.rundir import RunWriter
+from harness.watcher import Silent, Watcher
 from op_models.arrange import CacheSizes
 from op_models.artifact import ArtifactCache, default_cache
 from op_models.errors import CacheError
 
 ATTEMPTS = 3
 _MOST_SHARED_BYTES = 64 << 20  # far op models rotate through this much, and hundreds of them are in memory
-_LEAST_ROUNDS = 3  # below this many there is no interval to speak of
-_CHECK_EVERY = 2  # rounds between two looks at the intervals
-
-
-class Watcher(Protocol):
-    """Is told how a run goes; the progress display and tests implement it."""
-
-    def begins(self, run: Path, jobs: int, blocks: int) -> None: ...
-
-    def block(self, name: str, jobs: int, rounds_done: int) -> None: ...
-
-    def round(self, name: str, number: int, live: int) -> None: ...
-
-    def job_failed(self, job: Job, reason: str) -> None: ...
-
-
-class Silent:
-    """A watcher that looks away."""
-
-    def begins(self, run: Path, jobs: int, blocks: int) -> None:
-        """Nothing."""
-
-    def block(self, name: str, jobs: int, rounds_done: int) -> None:
-        """Nothing."""
-
-    def round(self, name: str, number: int, live: int) -> None:
-        """Nothing."""
-
-    def job_failed(self, job: Job, reason: str) -> None:
-        """Nothing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -282,12 +250,21 @@ class _Run:
     def _block(self, name: str, places: list[int], blocks: Mapping[str, list[int]]) -> None:
         for attempt in range(1, ATTEMPTS + 1):
             state = self.writer.state()
-            left = [p for p in places if self._open(self.jobs[p].job_id, state)]
+            left = [p for p in places if is_open(self.jobs[p].job_id, state)]
             if not left:
                 return
             standing = [p for p in places if self.jobs[p].role in ("reference", "empty")]
             chosen = sorted({*left, *standing})
-            recorder = _Recorder(self, name, chosen, self._deadline_us(name, places, blocks))
+            recorder = BlockRecorder(
+                self.writer,
+                self.jobs,
+                name,
+                chosen,
+                self.plan,
+                self._deadline_us(name, places, blocks),
+                clock=self.settings.clock,
+                watcher=self.settings.watcher,
+            )
             self.settings.watcher.block(name, len(left), recorder.rounds)
             self.writer.start_block(name, chosen)
             try:
@@ -297,17 +274,15 @@ class _Run:
                 return
             except DeviceError as error:
                 self._give_up(name, error, recorder, last=attempt == ATTEMPTS)
+            finally:
+                self.measured_ns += recorder.measured_ns
 
-    def _give_up(self, name: str, error: DeviceError, recorder: _Recorder, *, last: bool) -> None:
+    def _give_up(self, name: str, error: DeviceError, recorder: BlockRecorder, *, last: bool) -> None:
         number = self.writer.state().attempts[name]
         kind, message = type(error).__name__, str(error)
         self.writer.append(journals.AttemptAbandoned(block=name, attempt=number, error=kind, message=message))
         if last:
             recorder.give_up(error)
-
-    @staticmethod
-    def _open(job_id: str, state: journals.JournalState) -> bool:
-        return job_id not in state.finished and job_id not in state.failed
 
     def _deadline_us(self, name: str, places: list[int], blocks: Mapping[str, list[int]]) -> int | None:
         budget_s = self.settings.budget_s if self.settings.budget_s is not None else self.plan.measure.budget_s
@@ -318,138 +293,3 @@ class _Run:
         names = list(blocks)
         waiting = sum(len(blocks[other]) for other in names[names.index(name) :])
         return now + int(max(0.0, remaining_us) * len(places) / max(1, waiting))
-
-
-class _Recorder:
-    """Keeps rounds on disk and decides which jobs of a block want another one."""
-
-    def __init__(self, run: _Run, block: str, places: Sequence[int], deadline_us: int | None) -> None:
-        self.run, self.block, self.places, self.deadline_us = run, block, list(places), deadline_us
-        self.jobs = [run.jobs[p] for p in places]
-        self.clock = "thread-cpu" if run.plan.runtime.threads == 1 else "wall"
-        state = run.writer.state()
-        self.open = {i for i, job in enumerate(self.jobs) if _Run._open(job.job_id, state)}
-        self.empty = next(i for i, job in enumerate(self.jobs) if job.role == "empty")
-        # An operation may have lost or finished one of its op models in an earlier attempt: the others still need it.
-        self.whole = [place for place, job in enumerate(run.jobs) if job.block == block]
-        column_of = {place: column for column, place in enumerate(self.whole)}
-        self.column = [column_of[place] for place in self.places]
-        self.lost = {place for place in self.whole if run.jobs[place].job_id in state.failed}
-        self.history = [self._history(rows) for _, rows in run.writer.rounds(block)]
-        self.values: list[Floats] = [values[self.column] for values in self.history]
-        self.rounds = len(self.values)
-        self.checked = 0
-
-    def _history(self, rows: raw.RawRows) -> Floats:
-        return burst_values(rows, "thread-cpu" if self.clock == "thread-cpu" else "wall", len(self.run.jobs))[self.whole]
-
-    def live(self) -> list[int]:
-        """Places in the block that want another round: open jobs, and the standing models as long as there are any."""
-        self._settle()
-        wanted = {i for i in self.open if self.jobs[i].role not in ("reference", "empty")}
-        if not wanted:
-            wanted = {i for i in self.open if self._count(i) < self.run.plan.measure.rounds_min}
-            return sorted(wanted)
-        standing = {i for i, job in enumerate(self.jobs) if job.role in ("reference", "empty")}
-        return sorted(wanted | standing)
-
-    def _count(self, index: int) -> int:
-        return sum(1 for values in self.values if not np.isnan(values[index]))
-
-    def _counts(self) -> Floats:
-        counts: Floats = np.sum(~np.isnan(np.stack(self.values)), axis=0)
-        return counts
-
-    def _settle(self) -> None:
-        measure = self.run.plan.measure
-        if not self.values or len(self.values) == self.checked:
-            return
-        self.checked = len(self.values)
-        counts = self._counts()
-        late = self.deadline_us is not None and self.run.settings.clock.now_us() >= self.deadline_us
-        due = {i for i in self.open if counts[i] >= measure.rounds_max}
-        for index in sorted(due):
-            self._finish(index, "rounds", counts)
-        if late:
-            for index in sorted(i for i in self.open if counts[i] >= _LEAST_ROUNDS):
-                self._finish(index, "budget", counts)
-        ripe = {i for i in self.open if counts[i] >= measure.rounds_min}
-        if ripe and len(self.values) % _CHECK_EVERY == 0:
-            for index in sorted(self._converged(ripe)):
-                self._finish(index, "converged", counts)
-
-    def _converged(self, ripe: set[int]) -> set[int]:
-        """Jobs whose subject has a narrow enough interval; the op models of one operation converge together."""
-        levels, replicates = levels_with_replicates(np.stack(self.history))
-        index_of = {column: index for index, column in enumerate(self.column)}
-        subjects: dict[str, list[int]] = {}
-        for column, place in enumerate(self.whole):
-            job = self.run.jobs[place]
-            if job.role not in ("reference", "empty") and place not in self.lost:
-                subjects.setdefault(job.subject, []).append(column)
-        done: set[int] = set()
-        for members in subjects.values():
-            waiting = {index_of[column] for column in members if column in index_of} & self.open
-            if waiting and waiting <= ripe and self._is_narrow(members, levels, replicates):
-                done.update(waiting)
-        return done
-
-    def _is_narrow(self, members: list[int], levels: Floats, replicates: Floats) -> bool:
-        jobs = [self.run.jobs[self.whole[column]] for column in members]
-        if jobs[0].key is None:
-            estimate, spread = float(levels[members[0]]), replicates[:, members[0]]
-        elif jobs[0].context == "hot" and len(jobs) < 2:
-            return True  # its partner cannot run: no number of rounds makes a slope of one op model
-        else:
-            fit = operation_fit(jobs, members, levels, replicates, self.column[self.empty])
-            estimate, spread = fit.cost_us, fit.replicates_us
-        low, high = interval(estimate, spread)
-        return estimate > 0 and (high - low) / 2 <= self.run.plan.measure.target_half_width_frac * estimate
-
-    def _finish(self, index: int, reason: journals.FinishReason, counts: Floats) -> None:
-        self.open.discard(index)
-        self.run.writer.append(journals.JobFinished(job_id=self.jobs[index].job_id, rounds=int(counts[index]), reason=reason))
-
-    def round(self, rows: raw.RawRows) -> None:
-        """One round onto disk, then into the running estimate."""
-        kept = rows.copy()
-        kept["job"] = np.asarray(self.places, np.uint32)[rows["job"]]
-        self.run.writer.record_round(self.block, kept)
-        self.run.measured_ns += int(kept["wall_ns"].sum())
-        self.history.append(self._history(kept))
-        self.values.append(self.history[-1][self.column])
-        self.run.settings.watcher.round(self.block, len(self.values), len(self.open))
-
-    def failed(self, place: int, error: DeviceError) -> None:
-        """Journals a job that cannot run."""
-        job = self.jobs[place]
-        if place not in self.open:
-            return
-        self.open.discard(place)
-        self.lost.add(self.places[place])
-        attempt = self.run.writer.state().failures.get(job.job_id, 0) + 1
-        kind, message = type(error).__name__, str(error)
-        self.run.writer.append(journals.JobFailed(job_id=job.job_id, attempt=attempt, error=kind, message=message))
-        self.run.settings.watcher.job_failed(job, message)
-
-    def give_up(self, error: DeviceError) -> None:
-        """Ends the block's last attempt: what has enough rounds is finished, the rest failed."""
-        self._settle()
-        for index in sorted(self.open):
-            if self.jobs[index].role in ("reference", "empty") and self._count(index) >= _LEAST_ROUNDS:
-                self._finish(index, "rounds", self._counts())
-            else:
-                self.failed(index, error)
-
-    def expected_us(self, expected: Mapping[int, float]) -> None:
-        """The bench's first impression; the display estimates from rounds instead."""
-
-    def close(self) -> None:
-        """Finishes the standing models with the block."""
-        if not self.values:
-            for index in sorted(self.open):
-                self.failed(index, WorkerDiedError(returncode=None, last_lines=["no round was measured"]))
-            return
-        counts = self._counts()
-        for index in sorted(self.open):
-            self._finish(index, "rounds", counts)

@@ -22,6 +22,7 @@ from harness.journal import AttemptAbandoned
 from harness.raw import RawRows
 from harness.runner import Settings
 from harness.verify import verify
+from harness.watcher import Silent
 from op_models.artifact import ArtifactCache
 from op_models.standing import empty_model
 from tests.harness.fake_bench import plan_text
@@ -215,7 +216,7 @@ def test_the_default_core_can_be_pinned_to_and_one_that_is_not_there_cannot() ->
 
 
 def test_a_run_whose_worker_is_killed_ends_as_if_it_had_not_been(tmp_path: Path) -> None:
-    class KillsOnce(runner.Silent):
+    class KillsOnce(Silent):
         def round(self, name: str, number: int, live: int) -> None:
             if (name, number) == ("b002", 3):
                 kill_worker()
